@@ -1,0 +1,73 @@
+"""One attention function, and the table that picks its kernel aloud."""
+
+import functools
+import sys
+
+import jax
+from jax import Array
+
+from ..errors import UserError
+from .kernels import blocked_attention, cudnn_attention, plain_attention
+from .kernels.cudnn import LONGEST_WITH_SEGMENTS
+
+KERNELS = {"plain": plain_attention, "blocked": blocked_attention, "cudnn": cudnn_attention}
+
+
+def why_not_cudnn(
+    backend: str, dtype: str, length: int, head_dim: int, segments: bool
+) -> str | None:
+    """What keeps cuDNN's kernel from this attention, or None."""
+    if backend != "gpu":
+        return f"it needs an NVIDIA GPU, and the backend is {backend}"
+    if dtype not in ("bfloat16", "float16"):
+        return f"it computes in bfloat16 or float16, not {dtype}"
+    if head_dim % 8 or head_dim > 128:
+        return f"its heads are multiples of 8 up to 128, not {head_dim}"
+    if segments and length > LONGEST_WITH_SEGMENTS:
+        return (
+            f"packed rows need a dense mask, allowed up to {LONGEST_WITH_SEGMENTS} tokens, "
+            f"not {length}"
+        )
+    return None
+
+
+def choose_kernel(
+    requested: str, backend: str, dtype: str, length: int, head_dim: int, segments: bool
+) -> tuple[str, str]:
+    """(name, reason) of the kernel to use. A kernel that is asked for by name and cannot honour
+    the mask, the dtype or the machine raises `UserError`: never a silent fallback."""
+    obstacle = why_not_cudnn(backend, dtype, length, head_dim, segments)
+    if requested != "auto":
+        if requested == "cudnn" and obstacle:
+            raise UserError(f"execution.attention = cudnn cannot be used: {obstacle}")
+        return requested, "asked for"
+    if backend == "gpu":
+        if obstacle is None:
+            return "cudnn", "the fused kernel honours this mask"
+        return "blocked", f"cudnn is faster, but {obstacle}"
+    if backend == "tpu":
+        return "blocked", "no TPU kernel in this version yet"
+    return "blocked", "computes the visible half only"
+
+
+@functools.cache
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    segment_ids: Array | None = None,
+    window: int | None = None,
+    kernel: str = "auto",
+) -> Array:
+    """Causal attention by the kernel that the table picks; arguments as in `kernels`."""
+    length, head_dim = query.shape[1], query.shape[3]
+    name, reason = choose_kernel(
+        kernel, jax.default_backend(), query.dtype.name, length, head_dim, segment_ids is not None
+    )
+    if kernel == "auto":
+        _say(f"attention: {name} ({reason})")
+    return KERNELS[name](query, key, value, segment_ids, window)

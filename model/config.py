@@ -1,0 +1,175 @@
+"""The shape of a decoder, and what follows from it by arithmetic: parameters, FLOPs, cache bytes."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from ..errors import UserError
+
+FlopConvention = Literal["6N", "attention", "causal"]
+GATED = ("swiglu", "geglu")
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """One decoder of the GPT-2/3 or Llama family. Impossible shapes raise `UserError`."""
+
+    vocab_size: int = 0
+    """Tokens in the vocabulary; 0 takes the tokenizer's."""
+    layers: int = 4
+    """Transformer blocks."""
+    width: int = 128
+    """Width of the residual stream."""
+    heads: int = 4
+    """Query heads."""
+    kv_heads: int | None = None
+    """Key and value heads; fewer than `heads` is grouped-query attention. None: as many as heads."""
+    head_dim: int | None = None
+    """Width of a head. None: width / heads."""
+    mlp_width: int | None = None
+    """Hidden width of the MLP. None: 4 x width (gated: 8/3 x width, rounded up to 64)."""
+    context: int = 256
+    """Tokens in a training row, and the longest sequence of learned positions."""
+    norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
+    """Normalisation before each half of a block and at the end."""
+    norm_affine: bool = True
+    """Norms carry a learned scale (and a bias, where `bias` is set and the norm is LayerNorm)."""
+    norm_eps: float = 1e-5
+    """Added to the variance in every norm."""
+    embedding_norm: bool = False
+    """Normalise the embedding before the first block."""
+    position: Literal["learned", "rotary", "none"] = "rotary"
+    """How positions enter."""
+    rope_theta: float = 10_000.0
+    """Base of the rotary frequencies."""
+    rope_layout: Literal["half", "interleaved"] = "half"
+    """Which two elements of a head rotate together: i and i + head_dim/2, or 2i and 2i + 1."""
+    activation: Literal["gelu", "gelu_tanh", "relu2", "swiglu", "geglu"] = "swiglu"
+    """Nonlinearity of the MLP: exact or tanh GELU, squared ReLU, or a gated product."""
+    bias: bool = False
+    """Biases in the projections, and in LayerNorms."""
+    qk_norm: bool = False
+    """RMS-normalise each head's queries and keys before the rotation."""
+    window: int | None = None
+    """Sliding window: a token sees itself and the window - 1 tokens before it. None: all of them."""
+    key_shift: bool = False
+    """Half of the key heads mix in the key of the token before: induction becomes easy to learn."""
+    tied: bool = False
+    """The output head is the embedding table."""
+    logit_cap: float | None = None
+    """Soft cap: logits become cap * tanh(logits / cap)."""
+    init_std: float | None = None
+    """Deviation of initial weights, outputs of a block's halves divided by sqrt(2 layers)
+    (GPT-2). None: 1 / sqrt(fan in)."""
+    embedding_init_std: float = 0.02
+    """Deviation of the initial embedding and learned positions."""
+    zero_init: bool = False
+    """Start the output matrices of a block's halves, and an untied head, at zero."""
+    dropout: float = 0.0
+    """Probability of dropping an element of the embedding and of each half's output."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What activations are computed in; parameters stay float32."""
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "width", "heads", "context"):
+            if getattr(self, name) < 1:
+                raise UserError(f"model.{name} must be at least 1, not {getattr(self, name)}")
+        if self.vocab_size < 0:
+            raise UserError(f"model.vocab_size must not be negative, not {self.vocab_size}")
+        if self.head_dim is None and self.width % self.heads:
+            raise UserError(
+                f"model.heads = {self.heads} does not divide model.width = {self.width}; "
+                "choose a divisor or set model.head_dim"
+            )
+        if self.head_dim is not None and self.head_dim < 1:
+            raise UserError(f"model.head_dim must be at least 1, not {self.head_dim}")
+        if self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads):
+            raise UserError(
+                f"model.kv_heads = {self.kv_heads} does not divide model.heads = {self.heads}"
+            )
+        if self.position == "rotary" and self.size_of_head % 2:
+            raise UserError(
+                f"rotary positions rotate pairs: a head of {self.size_of_head} elements is odd"
+            )
+        if self.mlp_width is not None and self.mlp_width < 1:
+            raise UserError(f"model.mlp_width must be at least 1, not {self.mlp_width}")
+        if self.window is not None and self.window < 1:
+            raise UserError(f"model.window must be at least 1, not {self.window}")
+        if self.logit_cap is not None and self.logit_cap <= 0:
+            raise UserError(f"model.logit_cap must be positive, not {self.logit_cap}")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"model.dropout must lie in [0, 1), not {self.dropout}")
+
+    @property
+    def size_of_head(self) -> int:
+        """Elements of one head."""
+        return self.head_dim or self.width // self.heads
+
+    @property
+    def number_of_kv_heads(self) -> int:
+        """Key and value heads."""
+        return self.kv_heads or self.heads
+
+    @property
+    def size_of_mlp(self) -> int:
+        """Hidden width of the MLP."""
+        if self.mlp_width is not None:
+            return self.mlp_width
+        if self.activation in GATED:
+            return -(-8 * self.width // (3 * 64)) * 64
+        return 4 * self.width
+
+    def with_vocab(self, vocab_size: int) -> "DecoderConfig":
+        """The same decoder with this vocabulary."""
+        return replace(self, vocab_size=vocab_size)
+
+    def block_matrices(self) -> int:
+        """Weights in the matrix products of one block."""
+        attention = self.width * self.size_of_head * 2 * (self.heads + self.number_of_kv_heads)
+        mlp = self.width * self.size_of_mlp * (3 if self.activation in GATED else 2)
+        return attention + mlp
+
+    def _norm(self, size: int, bias: bool) -> int:
+        return size * (1 + bias) if self.norm_affine else 0
+
+    def parameters(self, embeddings: bool = True) -> int:
+        """How many parameters; without `embeddings`, those of tables and head are left out."""
+        norm_bias = self.bias and self.norm == "layernorm"
+        block = self.block_matrices() + 2 * self._norm(self.width, norm_bias)
+        if self.bias:
+            heads = self.heads + 2 * self.number_of_kv_heads
+            block += heads * self.size_of_head + self.width  # queries, keys, values; output
+            block += self.size_of_mlp * (2 if self.activation in GATED else 1) + self.width
+        if self.qk_norm:
+            block += 2 * self._norm(self.size_of_head, False)
+        if self.key_shift:
+            block += self.number_of_kv_heads
+        total = self.layers * block + self._norm(self.width, norm_bias) * (1 + self.embedding_norm)
+        if embeddings:
+            total += self.vocab_size * self.width * (1 if self.tied else 2)
+            total += self.context * self.width if self.position == "learned" else 0
+        return total
+
+    def flops_per_token(
+        self, context: int | None = None, convention: FlopConvention = "6N"
+    ) -> float:
+        """Floating-point operations to train on one token, forward and backward.
+
+        `6N`: 6 for each weight in a matrix product, the head among them (tied or not) and
+        lookups not (Kaplan et al. 2020). `attention` adds the scores and the weighted sum over
+        the whole square of `context`, 12 x layers x heads x head_dim x context (PaLM, appendix
+        B); `causal` counts the half that a causal mask leaves. A window bounds the context.
+        """
+        weights = self.layers * self.block_matrices() + self.vocab_size * self.width
+        flops = 6.0 * weights
+        if convention == "6N":
+            return flops
+        length = context or self.context
+        seen = min(length, self.window or length)
+        square = 12.0 * self.layers * self.heads * self.size_of_head * seen
+        return flops + (square if convention == "attention" else square / 2)
+
+    def cache_bytes(self, rows: int, length: int) -> int:
+        """Bytes of the keys and values that sampling keeps for `rows` of `length` tokens."""
+        element = 2 if self.dtype == "bfloat16" else 4
+        head = self.number_of_kv_heads * self.size_of_head
+        return 2 * self.layers * rows * length * head * element
