@@ -51,8 +51,6 @@ class DecoderConfig:
     """RMS-normalise each head's queries and keys before the rotation."""
     window: int | None = None
     """Sliding window: a token sees itself and the window - 1 tokens before it. None: all of them."""
-    key_shift: bool = False
-    """Half of the key heads mix in the key of the token before: induction becomes easy to learn."""
     tied: bool = False
     """The output head is the embedding table."""
     logit_cap: float | None = None
@@ -141,8 +139,6 @@ class DecoderConfig:
             block += self.size_of_mlp * (2 if self.activation in GATED else 1) + self.width
         if self.qk_norm:
             block += 2 * self._norm(self.size_of_head, False)
-        if self.key_shift:
-            block += self.number_of_kv_heads
         total = self.layers * block + self._norm(self.width, norm_bias) * (1 + self.embedding_norm)
         if embeddings:
             total += self.vocab_size * self.width * (1 if self.tied else 2)

@@ -1,0 +1,113 @@
+"""The parts of a block: projections, norms, rotary positions, dropout. Each knows one thing."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+Initializer = Callable[..., Array]
+
+
+class Projection(nn.Module):
+    """x @ kernel (+ bias), with tokens flattened to one axis.
+
+    Flattened, the weight gradient contracts one axis instead of two, which XLA's CPU matrix
+    product needs to be fast; the reshapes are free.
+    """
+
+    features: int
+    axes: tuple[str, str]
+    bias: bool
+    init: Initializer
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.with_partitioning(self.init, self.axes), shape)
+        y = x.reshape(-1, x.shape[-1]) @ kernel.astype(x.dtype)
+        if self.bias:
+            init = nn.with_partitioning(nn.initializers.zeros_init(), self.axes[1:])
+            y = y + self.param("bias", init, (self.features,)).astype(x.dtype)
+        return y.reshape(*x.shape[:-1], self.features)
+
+
+class Norm(nn.Module):
+    """LayerNorm or RMSNorm over the last axis, computed in float32."""
+
+    kind: str
+    eps: float
+    affine: bool
+    bias: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        y = x.astype(jnp.float32)
+        if self.kind == "layernorm":
+            y = y - y.mean(axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+        if self.affine:
+            ones = nn.with_partitioning(nn.initializers.ones_init(), ("norm",))
+            y = y * self.param("scale", ones, x.shape[-1:])
+            if self.bias and self.kind == "layernorm":
+                zeros = nn.with_partitioning(nn.initializers.zeros_init(), ("norm",))
+                y = y + self.param("bias", zeros, x.shape[-1:])
+        return y.astype(x.dtype)
+
+
+class Table(nn.Module):
+    """A table of vectors [rows, width], looked up by number."""
+
+    rows: int
+    width: int
+    axes: tuple[str, str]
+    init: Initializer
+    name_of_table: str = "table"
+
+    @nn.compact
+    def __call__(self) -> Array:
+        init = nn.with_partitioning(self.init, self.axes)
+        return self.param(self.name_of_table, init, (self.rows, self.width))
+
+
+def rotary(x: Array, positions: Array, theta: float, layout: str) -> Array:
+    """Rotate pairs of elements of `x` [B, T, heads, D] by angles that grow with position [B, T].
+
+    Su et al. 2021, RoFormer: pair i turns by position * theta^(-2i/D). Layout `half` pairs
+    element i with i + D/2 (GPT-NeoX, Llama in transformers), `interleaved` 2i with 2i + 1.
+    """
+    dim = x.shape[-1]
+    frequency = theta ** (-jnp.arange(0, dim, 2, dtype=jnp.float32) / dim)
+    angle = positions[:, :, None, None].astype(jnp.float32) * frequency
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    wide = x.astype(jnp.float32)
+    if layout == "half":
+        a, b = wide[..., : dim // 2], wide[..., dim // 2 :]
+        turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    else:
+        a, b = wide[..., 0::2], wide[..., 1::2]
+        turned = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(x.shape)
+    return turned.astype(x.dtype)
+
+
+def dropout(x: Array, row_keys: Array | None, site: Array | int, rate: float) -> Array:
+    """Drop elements of `x` [B, ...] with probability `rate`; the noise of a row comes from its
+    own key [B] and the site's number, so no split of the batch changes it. No keys: no noise."""
+    if row_keys is None or rate == 0.0:
+        return x
+
+    def keep_row(key: Array) -> Array:
+        return jax.random.bernoulli(jax.random.fold_in(key, site), 1.0 - rate, x.shape[1:])
+
+    return jnp.where(jax.vmap(keep_row)(row_keys), x / (1.0 - rate), 0).astype(x.dtype)
+
+
+def activate(kind: str, up: Array, gate: Array | None) -> Array:
+    """The MLP's nonlinearity; gated kinds multiply by the activated gate."""
+    if gate is not None:
+        squashed = nn.silu(gate) if kind == "swiglu" else nn.gelu(gate, approximate=True)
+        return squashed * up
+    if kind == "relu2":
+        return jnp.square(nn.relu(up))  # So et al. 2021, Primer
+    return nn.gelu(up, approximate=kind == "gelu_tanh")

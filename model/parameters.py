@@ -1,0 +1,73 @@
+"""Making parameters, and what is known of each: its sharding and its group."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from .config import DecoderConfig
+from .decoder import Decoder
+from .execution import Execution
+from .layout import from_stored
+from .sharding import tree_shardings
+
+STORED = Execution(scan=True)
+
+
+def _boxed(config: DecoderConfig, key: Array) -> dict:
+    """Parameters in the stored layout, boxed with their logical axis names."""
+    decoder = Decoder(config, Execution(scan=True, attention="plain"))
+    return decoder.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+
+
+def init_params(
+    config: DecoderConfig,
+    execution: Execution = Execution(),
+    key: Array | None = None,
+    mesh: Mesh | None = None,
+) -> dict:
+    """Fresh float32 parameters, the same for every execution and mesh; made where they will lie."""
+    key = jax.random.key(0) if key is None else key
+
+    def init(key: Array) -> dict:
+        return from_stored(nn.meta.unbox(_boxed(config, key)), config, execution)
+
+    shardings = None if mesh is None else param_shardings(config, execution, mesh)
+    return jax.jit(init, out_shardings=shardings)(key)
+
+
+def stored_shardings(config: DecoderConfig, mesh: Mesh) -> dict:
+    """NamedShardings of the parameters in the stored layout."""
+    boxed = jax.eval_shape(lambda: _boxed(config, jax.random.key(0)))
+    return tree_shardings(boxed, mesh)
+
+
+def param_shardings(config: DecoderConfig, execution: Execution, mesh: Mesh) -> dict:
+    """NamedShardings of the parameters as `execution` holds them."""
+    stored = stored_shardings(config, mesh)
+    if execution.scanned:
+        return stored
+
+    def unstacked(sharding: NamedSharding) -> NamedSharding:
+        return NamedSharding(mesh, PartitionSpec(*sharding.spec[1:]))
+
+    out = {name: value for name, value in stored.items() if name != "blocks"}
+    block = jax.tree.map(unstacked, stored["blocks"])
+    return {**out, **{f"blocks_{layer}": block for layer in range(config.layers)}}
+
+
+def param_groups(config: DecoderConfig, execution: Execution) -> dict:
+    """The group of each parameter: `matrix` (weights of blocks), `embedding` (tokens and learned
+    positions), `head` (untied), `vector` (norms and biases)."""
+    shapes = jax.eval_shape(lambda: init_params(config, execution))
+
+    def group(path, _) -> str:
+        names = [entry.key for entry in path]
+        if names[0] in ("embed", "position"):
+            return "embedding"
+        if names[0] == "head":
+            return "head"
+        return "matrix" if names[-1] == "kernel" else "vector"
+
+    return jax.tree_util.tree_map_with_path(group, shapes)
