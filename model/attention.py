@@ -10,7 +10,11 @@ from ..errors import UserError
 from .kernels import blocked_attention, cudnn_attention, plain_attention
 from .kernels.cudnn import LONGEST_WITH_SEGMENTS
 
-KERNELS = {"plain": plain_attention, "blocked": blocked_attention, "cudnn": cudnn_attention}
+KERNELS = {
+    "plain": plain_attention,
+    "blocked": blocked_attention,
+    "cudnn": cudnn_attention,
+}
 
 
 def why_not_cudnn(
@@ -66,7 +70,12 @@ def attention(
     """Causal attention by the kernel that the table picks; arguments as in `kernels`."""
     length, head_dim = query.shape[1], query.shape[3]
     name, reason = choose_kernel(
-        kernel, jax.default_backend(), query.dtype.name, length, head_dim, segment_ids is not None
+        kernel,
+        jax.default_backend(),
+        query.dtype.name,
+        length,
+        head_dim,
+        segment_ids is not None,
     )
     if kernel == "auto":
         _say(f"attention: {name} ({reason})")

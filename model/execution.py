@@ -22,3 +22,6 @@ class Execution:
         """Whether blocks are scanned. XLA's CPU code is 1.4x slower under a scan; on
         accelerators a scan keeps compilation short."""
         return jax.default_backend() != "cpu" if self.scan is None else self.scan
+
+
+DEFAULT = Execution()

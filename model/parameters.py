@@ -8,7 +8,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from .config import DecoderConfig
 from .decoder import Decoder
-from .execution import Execution
+from .execution import DEFAULT, Execution
 from .layout import from_stored
 from .sharding import tree_shardings
 
@@ -23,7 +23,7 @@ def _boxed(config: DecoderConfig, key: Array) -> dict:
 
 def init_params(
     config: DecoderConfig,
-    execution: Execution = Execution(),
+    execution: Execution = DEFAULT,
     key: Array | None = None,
     mesh: Mesh | None = None,
 ) -> dict:

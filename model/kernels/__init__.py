@@ -9,4 +9,9 @@ from .blocked import blocked_attention
 from .cudnn import cudnn_attention
 from .plain import cached_attention, plain_attention
 
-__all__ = ["blocked_attention", "cached_attention", "cudnn_attention", "plain_attention"]
+__all__ = [
+    "blocked_attention",
+    "cached_attention",
+    "cudnn_attention",
+    "plain_attention",
+]

@@ -7,6 +7,7 @@ algorithm 4) and holds one block of scores at a time.
 """
 
 from functools import partial
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,9 @@ def _blocks(length: int, window: int | None) -> list[tuple[int, int, int]]:
     return blocks
 
 
-def _visible(start: int, end: int, low: int, window: int | None, segments: Array | None) -> Array:
+def _visible(
+    start: int, end: int, low: int, window: int | None, segments: Array | None
+) -> Array:
     """bool [B or 1, 1, 1, queries, keys] for one block."""
     distance = jnp.arange(start, end)[:, None] - jnp.arange(low, end)[None, :]
     visible = distance >= 0
@@ -40,7 +43,9 @@ def _visible(start: int, end: int, low: int, window: int | None, segments: Array
 
 def _scores(query: Array, key: Array, visible: Array) -> Array:
     """[B, K, G, q, k] float32, masked; `query` is scaled already."""
-    scores = jnp.einsum("bkgqd,bksd->bkgqs", query, key, preferred_element_type=jnp.float32)
+    scores = jnp.einsum(
+        "bkgqd,bksd->bkgqs", query, key, preferred_element_type=jnp.float32
+    )
     return jnp.where(visible, scores, MASKED)
 
 
@@ -77,26 +82,37 @@ def _backward(window, saved, grad):
     query, key, value, segments, output, normaliser = saved
     blocks = _blocks(query.shape[3], window)
     grad_query, grad_key, grad_value = [], [], []
-    inner = jnp.sum(grad.astype(jnp.float32) * output.astype(jnp.float32), axis=-1, keepdims=True)
+    inner = jnp.sum(
+        grad.astype(jnp.float32) * output.astype(jnp.float32), axis=-1, keepdims=True
+    )
     for start, end, low in blocks:
         q, g = query[:, :, :, start:end], grad[:, :, :, start:end]
         k, v = key[:, :, low:end], value[:, :, low:end]
         visible = _visible(start, end, low, window, segments)
         weights = jnp.exp(_scores(q, k, visible) - normaliser[:, :, :, start:end])
-        grad_weights = jnp.einsum("bkgqd,bksd->bkgqs", g, v, preferred_element_type=jnp.float32)
-        grad_scores = (weights * (grad_weights - inner[:, :, :, start:end])).astype(q.dtype)
+        grad_weights = jnp.einsum(
+            "bkgqd,bksd->bkgqs", g, v, preferred_element_type=jnp.float32
+        )
+        grad_scores = (weights * (grad_weights - inner[:, :, :, start:end])).astype(
+            q.dtype
+        )
         grad_query.append(jnp.einsum("bkgqs,bksd->bkgqd", grad_scores, k))
         grad_key.append(jnp.einsum("bkgqs,bkgqd->bksd", grad_scores, q))
         grad_value.append(jnp.einsum("bkgqs,bkgqd->bksd", weights.astype(g.dtype), g))
     # The blocks that saw a stretch of keys add up there: sums of slices, no scatter.
     collect = partial(_collect, blocks)
-    return jnp.concatenate(grad_query, axis=3), collect(grad_key), collect(grad_value), None
+    return (
+        jnp.concatenate(grad_query, axis=3),
+        collect(grad_key),
+        collect(grad_value),
+        None,
+    )
 
 
 def _collect(blocks: list[tuple[int, int, int]], parts: list[Array]) -> Array:
     stretches = []
     edges = sorted({edge for start, end, low in blocks for edge in (start, end, low)})
-    for first, last in zip(edges, edges[1:], strict=False):
+    for first, last in pairwise(edges):
         seen = [
             part[:, :, first - low : last - low]
             for (_, end, low), part in zip(blocks, parts, strict=True)

@@ -5,7 +5,9 @@ from jax import Array
 
 from .plain import visible_pairs
 
-LONGEST_WITH_SEGMENTS = 4096  # the mask of segments is dense: 16 MiB a row at this length
+LONGEST_WITH_SEGMENTS = (
+    4096  # the mask of segments is dense: 16 MiB a row at this length
+)
 
 
 def cudnn_attention(

@@ -1,0 +1,43 @@
+"""Token ids to hidden states to log-probs; the cache, sampling, and the sharding of parameters."""
+
+from .attention import attention, choose_kernel
+from .config import DecoderConfig
+from .decoder import Cache, Decoder, make_cache
+from .execution import Execution
+from .layout import from_stored, to_stored
+from .logprobs import TokenScores, token_scores
+from .outputs import Apply, head_of, make_apply
+from .parameters import init_params, param_groups, param_shardings, stored_shardings
+from .sampling import Samples, SamplingConfig, make_sampler, pad_prompts, truncate
+from .sharding import MeshConfig, batch_sharding, check_mesh, make_mesh, replicated
+
+__all__ = [
+    "Apply",
+    "Cache",
+    "Decoder",
+    "DecoderConfig",
+    "Execution",
+    "MeshConfig",
+    "Samples",
+    "SamplingConfig",
+    "TokenScores",
+    "attention",
+    "batch_sharding",
+    "check_mesh",
+    "choose_kernel",
+    "from_stored",
+    "head_of",
+    "init_params",
+    "make_apply",
+    "make_cache",
+    "make_mesh",
+    "make_sampler",
+    "pad_prompts",
+    "param_groups",
+    "param_shardings",
+    "replicated",
+    "stored_shardings",
+    "to_stored",
+    "token_scores",
+    "truncate",
+]

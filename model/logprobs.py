@@ -1,0 +1,191 @@
+"""Hidden states to log-probs, entropies and log-normalisers, without ever holding the logits.
+
+One vocabulary product, in blocks of the vocabulary (and of the tokens, where they are many);
+the backward pass computes each block of logits again. With z = logits / temperature:
+
+    logsumexp = log sum_v exp z_v        logp = z_target - logsumexp
+    entropy   = logsumexp - sum_v p_v z_v
+
+and their gradients, p = softmax(z):
+
+    d logsumexp / d z_v = p_v            d logp / d z_v = [v = target] - p_v
+    d entropy   / d z_v = -p_v (log p_v + entropy)
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+BLOCK_ELEMENTS = 2**23  # logits held at once: 32 MiB of float32
+SMALLEST_BLOCK = 512  # of the vocabulary; below it, tokens are split too
+
+
+class TokenScores(NamedTuple):
+    """Per token, float32 [N]; entropy is 0 where it was not asked for."""
+
+    logp: Array
+    logsumexp: Array
+    entropy: Array
+
+
+class Settings(NamedTuple):
+    """What is fixed at compile time."""
+
+    cap: float | None
+    entropy: bool
+    block: int  # of the vocabulary
+
+
+def token_scores(
+    hidden: Array,
+    head: Array,
+    targets: Array,
+    temperature: Array | None = None,
+    cap: float | None = None,
+    entropy: bool = False,
+    block_elements: int = BLOCK_ELEMENTS,
+) -> TokenScores:
+    """Scores of `targets` under softmax(cap(hidden @ head.T) / temperature).
+
+    hidden [N, width], head [V, width], targets i32[N], temperature f32[N] or None for 1.
+    Differentiable in hidden and head. Products are taken in the dtype of `hidden`, summed in
+    float32.
+    """
+    count, vocab = hidden.shape[0], head.shape[0]
+    inverse = (
+        jnp.ones(count)
+        if temperature is None
+        else 1.0 / temperature.astype(jnp.float32)
+    )
+    tokens = max(1, block_elements // min(vocab, SMALLEST_BLOCK))
+    pieces = -(-count // tokens)
+    block = min(vocab, max(SMALLEST_BLOCK, block_elements // -(-count // pieces)))
+    settings = Settings(cap, entropy, _even(vocab, block))
+    if pieces == 1:
+        return _scores(hidden, head, targets, inverse, settings)
+    pad = -count % pieces
+
+    def split(x: Array) -> Array:
+        padded = jnp.pad(x, [(0, pad)] + [(0, 0)] * (x.ndim - 1))
+        return padded.reshape(pieces, -1, *x.shape[1:])
+
+    out = jax.lax.map(
+        lambda part: _scores(part[0], head, part[1], part[2], settings),
+        (split(hidden), split(targets), split(inverse)),
+    )
+    return jax.tree.map(lambda x: x.reshape(-1)[:count], out)
+
+
+def _even(vocab: int, block: int) -> int:
+    """Blocks of nearly equal size: the last one is not a sliver."""
+    return -(-vocab // -(-vocab // block))
+
+
+def _blocks(head: Array, block: int) -> tuple[Array, Array]:
+    """(first row of each block, its number of new rows). The last block starts early enough to
+    be whole; the rows it shares with its neighbour count once."""
+    vocab = head.shape[0]
+    starts = jnp.arange(0, vocab, block)
+    return jnp.minimum(starts, vocab - block), jnp.minimum(
+        starts + block, vocab
+    ) - starts
+
+
+def _logits(
+    hidden: Array, rows: Array, inverse: Array, cap: float | None
+) -> tuple[Array, Array]:
+    """z [N, block] and dz/d(raw logit), float32."""
+    product = partial(jnp.matmul, preferred_element_type=jnp.float32)
+    raw = product(hidden, rows.astype(hidden.dtype).T)
+    if cap is None:
+        return raw * inverse[:, None], inverse[:, None]
+    squashed = jnp.tanh(raw / cap)
+    return cap * squashed * inverse[:, None], (1.0 - squashed**2) * inverse[:, None]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _scores(
+    hidden: Array, head: Array, targets: Array, inverse: Array, settings: Settings
+) -> TokenScores:
+    return _forward(hidden, head, targets, inverse, settings)[0]
+
+
+def _forward(hidden, head, targets, inverse, settings):
+    count, block = hidden.shape[0], settings.block
+
+    def visit(carry, where):
+        top, total, weighted, at_target = carry
+        start, new = where
+        rows = jax.lax.dynamic_slice_in_dim(head, start, block)
+        z, _ = _logits(hidden, rows, inverse, settings.cap)
+        column = jnp.arange(block)
+        z = jnp.where(column >= block - new, z, -jnp.inf)
+        higher = jnp.maximum(top, z.max(axis=1))
+        shrink = jnp.exp(top - higher)
+        p = jnp.exp(z - higher[:, None])
+        total = total * shrink + p.sum(axis=1)
+        if settings.entropy:
+            weighted = weighted * shrink + jnp.where(p > 0, p * z, 0.0).sum(axis=1)
+        hit = (start + column)[None] == targets[:, None]
+        at_target = at_target + jnp.where(hit & (column >= block - new), z, 0.0).sum(
+            axis=1
+        )
+        return (higher, total, weighted, at_target), None
+
+    zeros = jnp.zeros(count)
+    carry = (jnp.full(count, -jnp.inf), zeros, zeros, zeros)
+    carry = _each_block(visit, carry, _blocks(head, block))[0]
+    top, total, weighted, at_target = carry
+    logsumexp = top + jnp.log(total)
+    spread = logsumexp - weighted / total if settings.entropy else zeros
+    scores = TokenScores(at_target - logsumexp, logsumexp, spread)
+    return scores, (hidden, head, targets, inverse, logsumexp, spread)
+
+
+def _each_block(visit, carry, blocks):
+    """A scan; a single block without the loop around it."""
+    if blocks[0].shape[0] > 1:
+        return jax.lax.scan(visit, carry, blocks)
+    carry, out = visit(carry, (blocks[0][0], blocks[1][0]))
+    return carry, None if out is None else out[None]
+
+
+def _backward(settings, saved, grads: TokenScores):
+    hidden, head, targets, inverse, logsumexp, spread = saved
+    block = settings.block
+
+    def visit(grad_hidden, where):
+        start, new = where
+        rows = jax.lax.dynamic_slice_in_dim(head, start, block)
+        z, slope = _logits(hidden, rows, inverse, settings.cap)
+        column = jnp.arange(block)
+        log_p = z - logsumexp[:, None]
+        p = jnp.exp(log_p)
+        grad = (grads.logsumexp - grads.logp)[:, None] * p
+        if settings.entropy:
+            grad = grad - grads.entropy[:, None] * p * (log_p + spread[:, None])
+        hit = (start + column)[None] == targets[:, None]
+        grad = (grad + jnp.where(hit, grads.logp[:, None], 0.0)) * slope
+        grad = jnp.where(column >= block - new, grad, 0.0).astype(hidden.dtype)
+        product = partial(jnp.matmul, preferred_element_type=jnp.float32)
+        grad_hidden = grad_hidden + product(grad, rows.astype(hidden.dtype))
+        return grad_hidden, product(grad.T, hidden)
+
+    zero = jnp.zeros(hidden.shape, jnp.float32)
+    grad_hidden, grad_rows = _each_block(visit, zero, _blocks(head, block))
+    # Whole blocks in order; of the last, only the rows that are new.
+    vocab, whole = head.shape[0], grad_rows.shape[0] - 1
+    last = vocab - whole * block
+    grad_head = jnp.concatenate(
+        [
+            grad_rows[:whole].reshape(whole * block, head.shape[1]),
+            grad_rows[whole, block - last :],
+        ]
+    )
+    return grad_hidden.astype(hidden.dtype), grad_head.astype(head.dtype), None, None
+
+
+_scores.defvjp(_forward, _backward)

@@ -1,0 +1,107 @@
+"""What losses see of a decoder: `apply(params, batch, want, key)` and no logits."""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import Mesh
+
+from .config import DecoderConfig
+from .decoder import Decoder
+from .execution import DEFAULT, Execution
+from .logprobs import token_scores
+
+Batch = Mapping[str, Array]
+Apply = Callable[..., dict[str, Array]]
+
+OUTPUTS = ("logp", "entropy", "logsumexp", "hidden")
+
+
+def head_of(params: Mapping, config: DecoderConfig) -> Array:
+    """The output matrix [V, width]: the embedding where they are tied."""
+    return params["embed"]["table"] if config.tied else params["head"]["kernel"]
+
+
+def make_apply(
+    config: DecoderConfig, execution: Execution = DEFAULT, mesh: Mesh | None = None
+) -> Apply:
+    """The function through which losses use the decoder.
+
+    `apply(params, batch, want=("logp",), key=None)` returns what is wanted and no more:
+    `logp` of `targets` (already shifted), `entropy`, `logsumexp`, float32 [rows, ..., time], all
+    from one vocabulary product, and `hidden` [rows, ..., time, width]. `batch` holds `tokens` and,
+    for scores, `targets`, i32[rows, ..., time]; optional `positions`, `segment_ids`,
+    `temperature` [rows] and `row` [rows], a row's number in the global batch. With a key and
+    `config.dropout`, noise is drawn for each row by `fold_in(key, row)`.
+    """
+    decoder = Decoder(config, execution, mesh)
+
+    def apply(
+        params: Mapping,
+        batch: Batch,
+        want: tuple[str, ...] = ("logp",),
+        key: Array | None = None,
+    ) -> dict[str, Array]:
+        unknown = set(want) - set(OUTPUTS)
+        if unknown:
+            raise ValueError(
+                f"unknown output {sorted(unknown)}; there are {', '.join(OUTPUTS)}"
+            )
+        shape = batch["tokens"].shape
+        length, rows = shape[-1], batch["tokens"].size // shape[-1]
+
+        def flat(name: str) -> Array | None:
+            return (
+                batch[name].reshape(rows, length)
+                if batch.get(name) is not None
+                else None
+            )
+
+        row_keys = None
+        if key is not None and config.dropout > 0:
+            row_keys = _row_keys(key, batch.get("row", jnp.arange(shape[0])), rows)
+        hidden = decoder.apply(
+            {"params": params},
+            flat("tokens"),
+            positions=flat("positions"),
+            segment_ids=flat("segment_ids"),
+            row_keys=row_keys,
+        )
+        out = {"hidden": hidden.reshape(*shape, -1)} if "hidden" in want else {}
+        if {"logp", "entropy", "logsumexp"} & set(want):
+            scores = _scores(hidden, params, batch, config, "entropy" in want)
+            out |= {
+                name: getattr(scores, name).reshape(shape)
+                for name in want
+                if name != "hidden"
+            }
+        return out
+
+    return apply
+
+
+def _row_keys(key: Array, row: Array, rows: int) -> Array:
+    """One key for each flattened row: by its number in the global batch, then its place in it."""
+    inner = rows // row.shape[0]
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, row)
+    if inner == 1:
+        return keys
+    place = jnp.tile(jnp.arange(inner), row.shape[0])
+    return jax.vmap(jax.random.fold_in)(jnp.repeat(keys, inner), place)
+
+
+def _scores(
+    hidden: Array, params: Mapping, batch: Batch, config: DecoderConfig, entropy: bool
+):
+    targets, temperature = batch["targets"].reshape(-1), batch.get("temperature")
+    if temperature is not None:
+        temperature = jnp.repeat(temperature, targets.size // temperature.shape[0])
+    return token_scores(
+        hidden.reshape(-1, config.width),
+        head_of(params, config),
+        targets,
+        temperature,
+        config.logit_cap,
+        entropy,
+    )
