@@ -1,0 +1,34 @@
+"""Text to token batches, as a function of (seed, step).
+
+sources (files, TFDS data sets, embedded corpora) -> documents -> token store on disk -> rows
+-> batches. Nothing here keeps state: a batch is found by arithmetic, so a run resumes exactly.
+"""
+
+from .batches import EvalBatches, TrainBatches
+from .files import Document, ReadOptions
+from .prefetch import prefetch
+from .rows import RowReader
+from .sources import Source, parse_source, read_documents, source_digest
+from .store import TokenStore, build_store, open_store
+from .tokenizer import SEPARATOR, Tokenizer, UnknownCharacterError
+from .vocabulary import make_tokenizer
+
+__all__ = [
+    "SEPARATOR",
+    "Document",
+    "EvalBatches",
+    "ReadOptions",
+    "RowReader",
+    "Source",
+    "TokenStore",
+    "Tokenizer",
+    "TrainBatches",
+    "UnknownCharacterError",
+    "build_store",
+    "make_tokenizer",
+    "open_store",
+    "parse_source",
+    "prefetch",
+    "read_documents",
+    "source_digest",
+]
