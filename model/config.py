@@ -70,13 +70,9 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         for name in ("layers", "width", "heads", "context"):
             if getattr(self, name) < 1:
-                raise UserError(
-                    f"model.{name} must be at least 1, not {getattr(self, name)}"
-                )
+                raise UserError(f"model.{name} must be at least 1, not {getattr(self, name)}")
         if self.vocab_size < 0:
-            raise UserError(
-                f"model.vocab_size must not be negative, not {self.vocab_size}"
-            )
+            raise UserError(f"model.vocab_size must not be negative, not {self.vocab_size}")
         if self.head_dim is None and self.width % self.heads:
             raise UserError(
                 f"model.heads = {self.heads} does not divide model.width = {self.width}; "
@@ -84,9 +80,7 @@ class DecoderConfig:
             )
         if self.head_dim is not None and self.head_dim < 1:
             raise UserError(f"model.head_dim must be at least 1, not {self.head_dim}")
-        if self.kv_heads is not None and (
-            self.kv_heads < 1 or self.heads % self.kv_heads
-        ):
+        if self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads):
             raise UserError(
                 f"model.kv_heads = {self.kv_heads} does not divide model.heads = {self.heads}"
             )
@@ -128,9 +122,7 @@ class DecoderConfig:
 
     def block_matrices(self) -> int:
         """Weights in the matrix products of one block."""
-        attention = (
-            self.width * self.size_of_head * 2 * (self.heads + self.number_of_kv_heads)
-        )
+        attention = self.width * self.size_of_head * 2 * (self.heads + self.number_of_kv_heads)
         mlp = self.width * self.size_of_mlp * (3 if self.activation in GATED else 2)
         return attention + mlp
 
@@ -143,17 +135,11 @@ class DecoderConfig:
         block = self.block_matrices() + 2 * self._norm(self.width, norm_bias)
         if self.bias:
             heads = self.heads + 2 * self.number_of_kv_heads
-            block += (
-                heads * self.size_of_head + self.width
-            )  # queries, keys, values; output
-            block += (
-                self.size_of_mlp * (2 if self.activation in GATED else 1) + self.width
-            )
+            block += heads * self.size_of_head + self.width  # queries, keys, values; output
+            block += self.size_of_mlp * (2 if self.activation in GATED else 1) + self.width
         if self.qk_norm:
             block += 2 * self._norm(self.size_of_head, False)
-        total = self.layers * block + self._norm(self.width, norm_bias) * (
-            1 + self.embedding_norm
-        )
+        total = self.layers * block + self._norm(self.width, norm_bias) * (1 + self.embedding_norm)
         if embeddings:
             total += self.vocab_size * self.width * (1 if self.tied else 2)
             total += self.context * self.width if self.position == "learned" else 0

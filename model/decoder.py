@@ -49,9 +49,7 @@ class Context(NamedTuple):
     row_keys: Array | None  # [B] keys
 
 
-def make_cache(
-    config: DecoderConfig, execution: Execution, rows: int, slots: int
-) -> Cache:
+def make_cache(config: DecoderConfig, execution: Execution, rows: int, slots: int) -> Cache:
     """An empty cache."""
     shape = (rows, slots, config.number_of_kv_heads, config.size_of_head)
     dtype = jnp.dtype(config.dtype)
@@ -81,9 +79,7 @@ class Attention(nn.Module):
         dim, std = c.size_of_head, c.init_std or c.width**-0.5
 
         def heads(name: str, count: int, axis: str) -> Array:
-            project = Projection(
-                count * dim, ("embed", axis), c.bias, _normal(std), name=name
-            )
+            project = Projection(count * dim, ("embed", axis), c.bias, _normal(std), name=name)
             y = project(x).reshape(*x.shape[:-1], count, dim)
             return constrain(y, ("batch", "length", axis, "head_dim"), self.mesh)
 
@@ -207,14 +203,10 @@ class Decoder(nn.Module):
         # Whole vectors before the lookup: a gather of fractions of them would be replicated.
         x = constrain(table.astype(c.dtype), ("vocab", "width"), self.mesh)[tokens]
         if c.position == "learned":
-            learned = Table(
-                c.context, c.width, ("position", "embed"), init, name="position"
-            )()
+            learned = Table(c.context, c.width, ("position", "embed"), init, name="position")()
             x = x + learned.astype(c.dtype)[positions]
         if c.embedding_norm:
-            x = Norm(c.norm, c.norm_eps, c.norm_affine, c.bias, name="embedding_norm")(
-                x
-            )
+            x = Norm(c.norm, c.norm_eps, c.norm_affine, c.bias, name="embedding_norm")(x)
         x = dropout(x, row_keys, 0, c.dropout)
         x = constrain(x, ("batch", "length", "width"), self.mesh)
 
@@ -231,9 +223,7 @@ class Decoder(nn.Module):
         x = Norm(c.norm, c.norm_eps, c.norm_affine, c.bias, name="final_norm")(x)
         if not c.tied:  # made here, used by `logprobs`
             init = nn.initializers.zeros_init() if c.zero_init else init
-            Table(
-                c.vocab_size, c.width, ("vocab", "embed"), init, "kernel", name="head"
-            )()
+            Table(c.vocab_size, c.width, ("vocab", "embed"), init, "kernel", name="head")()
         if cache is None:
             return x
         return x, Cache(*layers, segments, cache.filled + length)
@@ -256,14 +246,10 @@ class Decoder(nn.Module):
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
             numbers = jnp.arange(c.layers)
-            return scan(c, execution, self.mesh, name="blocks")(
-                x, numbers, layers, context
-            )
+            return scan(c, execution, self.mesh, name="blocks")(x, numbers, layers, context)
         written = []
         for i in range(c.layers):
             kept = None if layers is None else (layers[0][i], layers[1][i])
-            x, kept = block(c, execution, self.mesh, name=f"blocks_{i}")(
-                x, i, kept, context
-            )
+            x, kept = block(c, execution, self.mesh, name=f"blocks_{i}")(x, i, kept, context)
             written.append(kept)
         return x, None if layers is None else tuple(zip(*written, strict=True))

@@ -87,9 +87,7 @@ def rotary(x: Array, positions: Array, theta: float, layout: str) -> Array:
         turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
     else:
         a, b = wide[..., 0::2], wide[..., 1::2]
-        turned = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(
-            x.shape
-        )
+        turned = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(x.shape)
     return turned.astype(x.dtype)
 
 
@@ -100,9 +98,7 @@ def dropout(x: Array, row_keys: Array | None, site: Array | int, rate: float) ->
         return x
 
     def keep_row(key: Array) -> Array:
-        return jax.random.bernoulli(
-            jax.random.fold_in(key, site), 1.0 - rate, x.shape[1:]
-        )
+        return jax.random.bernoulli(jax.random.fold_in(key, site), 1.0 - rate, x.shape[1:])
 
     return jnp.where(jax.vmap(keep_row)(row_keys), x / (1.0 - rate), 0).astype(x.dtype)
 
@@ -110,9 +106,7 @@ def dropout(x: Array, row_keys: Array | None, site: Array | int, rate: float) ->
 def activate(kind: str, up: Array, gate: Array | None) -> Array:
     """The MLP's nonlinearity; gated kinds multiply by the activated gate."""
     if gate is not None:
-        squashed = (
-            nn.silu(gate) if kind == "swiglu" else nn.gelu(gate, approximate=True)
-        )
+        squashed = nn.silu(gate) if kind == "swiglu" else nn.gelu(gate, approximate=True)
         return squashed * up
     if kind == "relu2":
         return jnp.square(nn.relu(up))  # So et al. 2021, Primer

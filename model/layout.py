@@ -37,14 +37,8 @@ def from_stored(tree: Any, config: DecoderConfig, execution: Execution) -> Any:
     """A stored tree in the layout that `execution` runs with."""
     if execution.scanned or not isinstance(tree, dict):
         return tree
-    out = {
-        name: from_stored(v, config, execution)
-        for name, v in tree.items()
-        if name != STACKED
-    }
+    out = {name: from_stored(v, config, execution) for name, v in tree.items() if name != STACKED}
     if STACKED in tree:
         for layer in range(config.layers):
-            out[_name(layer)] = jax.tree.map(
-                lambda leaf, i=layer: leaf[i], tree[STACKED]
-            )
+            out[_name(layer)] = jax.tree.map(lambda leaf, i=layer: leaf[i], tree[STACKED])
     return out

@@ -55,11 +55,7 @@ def token_scores(
     float32.
     """
     count, vocab = hidden.shape[0], head.shape[0]
-    inverse = (
-        jnp.ones(count)
-        if temperature is None
-        else 1.0 / temperature.astype(jnp.float32)
-    )
+    inverse = jnp.ones(count) if temperature is None else 1.0 / temperature.astype(jnp.float32)
     tokens = max(1, block_elements // min(vocab, SMALLEST_BLOCK))
     pieces = -(-count // tokens)
     block = min(vocab, max(SMALLEST_BLOCK, block_elements // -(-count // pieces)))
@@ -89,14 +85,10 @@ def _blocks(head: Array, block: int) -> tuple[Array, Array]:
     be whole; the rows it shares with its neighbour count once."""
     vocab = head.shape[0]
     starts = jnp.arange(0, vocab, block)
-    return jnp.minimum(starts, vocab - block), jnp.minimum(
-        starts + block, vocab
-    ) - starts
+    return jnp.minimum(starts, vocab - block), jnp.minimum(starts + block, vocab) - starts
 
 
-def _logits(
-    hidden: Array, rows: Array, inverse: Array, cap: float | None
-) -> tuple[Array, Array]:
+def _logits(hidden: Array, rows: Array, inverse: Array, cap: float | None) -> tuple[Array, Array]:
     """z [N, block] and dz/d(raw logit), float32."""
     product = partial(jnp.matmul, preferred_element_type=jnp.float32)
     raw = product(hidden, rows.astype(hidden.dtype).T)
@@ -130,9 +122,7 @@ def _forward(hidden, head, targets, inverse, settings):
         if settings.entropy:
             weighted = weighted * shrink + jnp.where(p > 0, p * z, 0.0).sum(axis=1)
         hit = (start + column)[None] == targets[:, None]
-        at_target = at_target + jnp.where(hit & (column >= block - new), z, 0.0).sum(
-            axis=1
-        )
+        at_target = at_target + jnp.where(hit & (column >= block - new), z, 0.0).sum(axis=1)
         return (higher, total, weighted, at_target), None
 
     zeros = jnp.zeros(count)

@@ -45,18 +45,12 @@ def make_apply(
     ) -> dict[str, Array]:
         unknown = set(want) - set(OUTPUTS)
         if unknown:
-            raise ValueError(
-                f"unknown output {sorted(unknown)}; there are {', '.join(OUTPUTS)}"
-            )
+            raise ValueError(f"unknown output {sorted(unknown)}; there are {', '.join(OUTPUTS)}")
         shape = batch["tokens"].shape
         length, rows = shape[-1], batch["tokens"].size // shape[-1]
 
         def flat(name: str) -> Array | None:
-            return (
-                batch[name].reshape(rows, length)
-                if batch.get(name) is not None
-                else None
-            )
+            return batch[name].reshape(rows, length) if batch.get(name) is not None else None
 
         row_keys = None
         if key is not None and config.dropout > 0:
@@ -71,11 +65,7 @@ def make_apply(
         out = {"hidden": hidden.reshape(*shape, -1)} if "hidden" in want else {}
         if {"logp", "entropy", "logsumexp"} & set(want):
             scores = _scores(hidden, params, batch, config, "entropy" in want)
-            out |= {
-                name: getattr(scores, name).reshape(shape)
-                for name in want
-                if name != "hidden"
-            }
+            out |= {name: getattr(scores, name).reshape(shape) for name in want if name != "hidden"}
         return out
 
     return apply
@@ -91,9 +81,7 @@ def _row_keys(key: Array, row: Array, rows: int) -> Array:
     return jax.vmap(jax.random.fold_in)(jnp.repeat(keys, inner), place)
 
 
-def _scores(
-    hidden: Array, params: Mapping, batch: Batch, config: DecoderConfig, entropy: bool
-):
+def _scores(hidden: Array, params: Mapping, batch: Batch, config: DecoderConfig, entropy: bool):
     targets, temperature = batch["targets"].reshape(-1), batch.get("temperature")
     if temperature is not None:
         temperature = jnp.repeat(temperature, targets.size // temperature.shape[0])

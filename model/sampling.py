@@ -32,7 +32,7 @@ class SamplingConfig:
     top_k: int = 0
     """Choose among the k likeliest tokens; 0: among all."""
     top_p: float = 1.0
-    """Choose among the fewest tokens whose probabilities reach p together."""
+    """Choose among the likeliest tokens whose probabilities together do not exceed p."""
     stop: tuple[int, ...] = ()
     """Tokens that end a row; the one that did is kept."""
 
@@ -56,9 +56,7 @@ class Samples(NamedTuple):
     stopped: Array  # bool[B]: ended by a stop token, not by the limit
 
 
-def pad_prompts(
-    prompts: Sequence[Sequence[int]], multiple: int = 16
-) -> tuple[Array, Array]:
+def pad_prompts(prompts: Sequence[Sequence[int]], multiple: int = 16) -> tuple[Array, Array]:
     """Prompts of different lengths, padded on the left: (tokens i32[B, P], mask bool[B, P]).
 
     P is rounded up to a multiple, so that few lengths are compiled. An empty prompt is an error.
@@ -77,8 +75,9 @@ def pad_prompts(
 def truncate(logits: Array, top_k: int, top_p: float) -> Array:
     """`logits` [..., V] with the tokens that top-k and top-p leave out at -inf.
 
-    Top-p keeps a token while the likelier ones together lie below p (Holtzman et al. 2019); the
-    likeliest always stays. Ties with the last one kept stay too.
+    Top-p keeps the likeliest tokens whose probabilities together do not exceed p (the reading of
+    OpenAI's lm-human-preferences; Holtzman et al. 2019 keep one token more); the likeliest always
+    stays, and so do ties with the last one kept.
     """
     vocab = logits.shape[-1]
     if 0 < top_k < vocab:
@@ -86,8 +85,8 @@ def truncate(logits: Array, top_k: int, top_p: float) -> Array:
         logits = jnp.where(logits < least, -jnp.inf, logits)
     if top_p < 1:
         ordered = jnp.sort(logits, axis=-1)[..., ::-1]
-        before = jnp.cumsum(jax.nn.softmax(ordered, axis=-1), axis=-1)[..., :-1]
-        kept = 1 + jnp.sum(before < top_p, axis=-1, keepdims=True)
+        together = jnp.cumsum(jax.nn.softmax(ordered, axis=-1), axis=-1)
+        kept = jnp.maximum(jnp.sum(together <= top_p, axis=-1, keepdims=True), 1)
         least = jnp.take_along_axis(ordered, kept - 1, axis=-1)
         logits = jnp.where(logits < least, -jnp.inf, logits)
     return logits
@@ -107,9 +106,7 @@ def make_sampler(
     decoder = Decoder(config, execution, mesh)
     stops = jnp.asarray(sampling.stop, jnp.int32)
 
-    def choose(
-        params: dict, hidden: Array, row_keys: Array, step: Array
-    ) -> tuple[Array, Array]:
+    def choose(params: dict, hidden: Array, row_keys: Array, step: Array) -> tuple[Array, Array]:
         """(token i32[B], its logp f32[B]) after `hidden` [B, width]."""
         head = head_of(params, config).astype(hidden.dtype)
         logits = jnp.matmul(hidden, head.T, preferred_element_type=jnp.float32)
@@ -128,10 +125,7 @@ def make_sampler(
 
     def sample(params: dict, prompts: Array, mask: Array, key: Array) -> Samples:
         rows, width = prompts.shape
-        if (
-            config.position == "learned"
-            and width + sampling.max_tokens > config.context
-        ):
+        if config.position == "learned" and width + sampling.max_tokens > config.context:
             raise UserError(
                 f"a prompt of {width} tokens and {sampling.max_tokens} new ones do not fit the "
                 f"{config.context} learned positions of this model"
@@ -167,12 +161,8 @@ def make_sampler(
             position = (lengths + step - 1)[:, None]
             hidden, cache = advance(last, position, ~done[:, None], cache)
             token, logp = choose(params, hidden, row_keys, step)
-            tokens = jax.lax.dynamic_update_index_in_dim(
-                tokens, token * ~done, step, axis=1
-            )
-            logps = jax.lax.dynamic_update_index_in_dim(
-                logps, logp * ~done, step, axis=1
-            )
+            tokens = jax.lax.dynamic_update_index_in_dim(tokens, token * ~done, step, axis=1)
+            logps = jax.lax.dynamic_update_index_in_dim(logps, logp * ~done, step, axis=1)
             return (
                 step + 1,
                 cache,
@@ -190,9 +180,7 @@ def make_sampler(
             jnp.ones(rows, jnp.int32),
             done,
         )
-        _, _, tokens, logps, length, done = jax.lax.while_loop(
-            unfinished, decode, start
-        )
+        _, _, tokens, logps, length, done = jax.lax.while_loop(unfinished, decode, start)
         return Samples(tokens, logps, length, done)
 
     return jax.jit(sample)

@@ -45,9 +45,7 @@ def make_mesh(config: MeshConfig = DATA_PARALLEL, devices: list | None = None) -
     sizes = [config.data, config.fsdp, config.tensor]
     for axis, size in zip(MESH_AXES, sizes, strict=True):
         if size < 1 and size != -1:
-            raise UserError(
-                f"mesh.{axis} must be at least 1, or -1 for what is left, not {size}"
-            )
+            raise UserError(f"mesh.{axis} must be at least 1, or -1 for what is left, not {size}")
     if sizes.count(-1) > 1:
         raise UserError("only one axis of the mesh can be -1, the number that is left")
     known = math.prod(size for size in sizes if size != -1)
@@ -61,9 +59,7 @@ def make_mesh(config: MeshConfig = DATA_PARALLEL, devices: list | None = None) -
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
-def mesh_spec(
-    names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh
-) -> PartitionSpec:
+def mesh_spec(names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     """Mesh axes for an array with these logical axes; an axis that does not divide stays whole."""
     axes = []
     for name, size in zip(names, shape, strict=True):
@@ -77,9 +73,7 @@ def constrain(x: Array, names: tuple[str | None, ...], mesh: Mesh | None) -> Arr
     """`x`, its logical axes pinned to the mesh (nothing without a mesh or on one device)."""
     if mesh is None or mesh.size == 1:
         return x
-    return jax.lax.with_sharding_constraint(
-        x, NamedSharding(mesh, mesh_spec(names, x.shape, mesh))
-    )
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, mesh_spec(names, x.shape, mesh)))
 
 
 def tree_shardings(boxed, mesh: Mesh):
@@ -88,9 +82,7 @@ def tree_shardings(boxed, mesh: Mesh):
     def one(leaf):
         return NamedSharding(mesh, mesh_spec(leaf.names, leaf.value.shape, mesh))
 
-    return jax.tree.map(
-        one, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned)
-    )
+    return jax.tree.map(one, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

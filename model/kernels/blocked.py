@@ -27,9 +27,7 @@ def _blocks(length: int, window: int | None) -> list[tuple[int, int, int]]:
     return blocks
 
 
-def _visible(
-    start: int, end: int, low: int, window: int | None, segments: Array | None
-) -> Array:
+def _visible(start: int, end: int, low: int, window: int | None, segments: Array | None) -> Array:
     """bool [B or 1, 1, 1, queries, keys] for one block."""
     distance = jnp.arange(start, end)[:, None] - jnp.arange(low, end)[None, :]
     visible = distance >= 0
@@ -43,9 +41,7 @@ def _visible(
 
 def _scores(query: Array, key: Array, visible: Array) -> Array:
     """[B, K, G, q, k] float32, masked; `query` is scaled already."""
-    scores = jnp.einsum(
-        "bkgqd,bksd->bkgqs", query, key, preferred_element_type=jnp.float32
-    )
+    scores = jnp.einsum("bkgqd,bksd->bkgqs", query, key, preferred_element_type=jnp.float32)
     return jnp.where(visible, scores, MASKED)
 
 
@@ -82,20 +78,14 @@ def _backward(window, saved, grad):
     query, key, value, segments, output, normaliser = saved
     blocks = _blocks(query.shape[3], window)
     grad_query, grad_key, grad_value = [], [], []
-    inner = jnp.sum(
-        grad.astype(jnp.float32) * output.astype(jnp.float32), axis=-1, keepdims=True
-    )
+    inner = jnp.sum(grad.astype(jnp.float32) * output.astype(jnp.float32), axis=-1, keepdims=True)
     for start, end, low in blocks:
         q, g = query[:, :, :, start:end], grad[:, :, :, start:end]
         k, v = key[:, :, low:end], value[:, :, low:end]
         visible = _visible(start, end, low, window, segments)
         weights = jnp.exp(_scores(q, k, visible) - normaliser[:, :, :, start:end])
-        grad_weights = jnp.einsum(
-            "bkgqd,bksd->bkgqs", g, v, preferred_element_type=jnp.float32
-        )
-        grad_scores = (weights * (grad_weights - inner[:, :, :, start:end])).astype(
-            q.dtype
-        )
+        grad_weights = jnp.einsum("bkgqd,bksd->bkgqs", g, v, preferred_element_type=jnp.float32)
+        grad_scores = (weights * (grad_weights - inner[:, :, :, start:end])).astype(q.dtype)
         grad_query.append(jnp.einsum("bkgqs,bksd->bkgqd", grad_scores, k))
         grad_key.append(jnp.einsum("bkgqs,bkgqd->bksd", grad_scores, q))
         grad_value.append(jnp.einsum("bkgqs,bkgqd->bksd", weights.astype(g.dtype), g))

@@ -5,9 +5,7 @@ from jax import Array
 
 from .plain import visible_pairs
 
-LONGEST_WITH_SEGMENTS = (
-    4096  # the mask of segments is dense: 16 MiB a row at this length
-)
+LONGEST_WITH_SEGMENTS = 4096  # the mask of segments is dense: 16 MiB a row at this length
 
 
 def cudnn_attention(
@@ -34,6 +32,4 @@ def cudnn_attention(
             implementation=implementation,
         )
     mask = visible_pairs(query.shape[1], segment_ids, window)[:, None]
-    return jax.nn.dot_product_attention(
-        query, key, value, mask=mask, implementation=implementation
-    )
+    return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=implementation)

@@ -12,14 +12,10 @@ def _weighted_sum(query: Array, key: Array, value: Array, visible: Array) -> Arr
     batch, length, heads, dim = query.shape
     groups = heads // key.shape[2]
     query = query.reshape(batch, length, key.shape[2], groups, dim)
-    scores = jnp.einsum(
-        "btkgd,bskd->bkgts", query, key, preferred_element_type=jnp.float32
-    )
+    scores = jnp.einsum("btkgd,bskd->bkgts", query, key, preferred_element_type=jnp.float32)
     scores = jnp.where(visible[:, None, None], scores * dim**-0.5, MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    return jnp.einsum("bkgts,bskd->btkgd", weights, value).reshape(
-        batch, length, heads, dim
-    )
+    return jnp.einsum("bkgts,bskd->btkgd", weights, value).reshape(batch, length, heads, dim)
 
 
 def visible_pairs(

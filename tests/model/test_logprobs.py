@@ -1,0 +1,87 @@
+"""Scores in blocks, and their gradient, against the naive formula."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from aludel.model import TokenScores, token_scores
+
+TOKENS, WIDTH, VOCAB = 37, 16, 1301
+
+
+def _naive(hidden, head, targets, temperature, cap):
+    logits = hidden @ head.T
+    if cap is not None:
+        logits = cap * jnp.tanh(logits / cap)
+    logits = logits / temperature[:, None]
+    logp = jax.nn.log_softmax(logits)
+    return TokenScores(
+        jnp.take_along_axis(logp, targets[:, None], axis=1)[:, 0],
+        jax.nn.logsumexp(logits, axis=1),
+        -(jnp.exp(logp) * logp).sum(axis=1),
+    )
+
+
+def _inputs():
+    keys = jax.random.split(jax.random.key(0), 5)
+    hidden = jax.random.normal(keys[0], (TOKENS, WIDTH))
+    head = jax.random.normal(keys[1], (VOCAB, WIDTH))
+    targets = jax.random.randint(keys[2], (TOKENS,), 0, VOCAB)
+    temperature = jax.random.uniform(keys[3], (TOKENS,), minval=0.5, maxval=2.0)
+    factors = jax.random.normal(keys[4], (3, TOKENS))
+    return hidden, head, targets, temperature, factors
+
+
+@pytest.mark.parametrize("cap", [None, 15.0])
+@pytest.mark.parametrize("block_elements", [2**30, TOKENS * 600, 9000])
+def test_scores_and_gradients(block_elements, cap):
+    """One block; blocks of the vocabulary; blocks of tokens and vocabulary."""
+    hidden, head, targets, temperature, factors = _inputs()
+
+    def total(score):
+        def run(hidden, head):
+            scores = score(hidden, head)
+            return sum((f * s).sum() for f, s in zip(factors, scores, strict=True)), scores
+
+        return jax.jit(jax.value_and_grad(run, argnums=(0, 1), has_aux=True))(hidden, head)
+
+    with jax.default_matmul_precision("highest"):
+        (_, scores), grads = total(
+            lambda h, w: token_scores(h, w, targets, temperature, cap, True, block_elements)
+        )
+        (_, naive), naive_grads = total(lambda h, w: _naive(h, w, targets, temperature, cap))
+    for got, want in zip(scores, naive, strict=True):
+        np.testing.assert_allclose(got, want, atol=2e-5, rtol=1e-5)
+    for got, want in zip(grads, naive_grads, strict=True):
+        np.testing.assert_allclose(got, want, atol=3e-5, rtol=1e-4)
+
+
+def test_entropy_costs_nothing_unless_asked_for():
+    hidden, head, targets, *_ = _inputs()
+    scores = token_scores(hidden, head, targets)
+    assert not scores.entropy.any()
+
+
+def test_huge_logits_stay_finite():
+    hidden, head, targets, temperature, _ = _inputs()
+    grad = jax.grad(lambda h: token_scores(h * 1e4, head, targets, None, None, True).logp.sum())
+    assert jnp.isfinite(grad(hidden)).all()
+
+
+def test_the_compiled_program_holds_no_logits():
+    """Nothing of [batch x time, vocabulary] stands in the program, and temporaries stay small."""
+    tokens, vocab, width = 8 * 1024, 50_304, 16
+
+    def loss(hidden, head, targets):
+        return token_scores(hidden, head, targets).logp.sum()
+
+    shapes = (
+        jax.ShapeDtypeStruct((tokens, width), jnp.float32),
+        jax.ShapeDtypeStruct((vocab, width), jnp.float32),
+        jax.ShapeDtypeStruct((tokens,), jnp.int32),
+    )
+    compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*shapes).compile()
+    text = compiled.as_text()
+    assert f"[{tokens},{vocab}]" not in text and f"[8,1024,{vocab}]" not in text
+    assert compiled.memory_analysis().temp_size_in_bytes < tokens * vocab * 4 / 5
