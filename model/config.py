@@ -1,4 +1,4 @@
-"""The shape of a decoder, and what follows from it by arithmetic: parameters, FLOPs, cache bytes."""
+"""A decoder's shape, and what follows from it by arithmetic: parameters, FLOPs, cache bytes."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -22,7 +22,7 @@ class DecoderConfig:
     heads: int = 4
     """Query heads."""
     kv_heads: int | None = None
-    """Key and value heads; fewer than `heads` is grouped-query attention. None: as many as heads."""
+    """Key and value heads; fewer than `heads`: grouped-query attention. None: `heads`."""
     head_dim: int | None = None
     """Width of a head. None: width / heads."""
     mlp_width: int | None = None
@@ -50,7 +50,7 @@ class DecoderConfig:
     qk_norm: bool = False
     """RMS-normalise each head's queries and keys before the rotation."""
     window: int | None = None
-    """Sliding window: a token sees itself and the window - 1 tokens before it. None: all of them."""
+    """Sliding window: a token sees itself and window - 1 tokens before. None: all of them."""
     tied: bool = False
     """The output head is the embedding table."""
     logit_cap: float | None = None
