@@ -104,7 +104,7 @@ def read_documents(
     if source.kind in FILE_KINDS:
         paths = expand(source.path)
         few = len(paths) < FEW
-        if source.kind == "jsonl":
+        if source.kind == "jsonl" and split != "all":
             few = len(list(islice(jsonl_documents(paths, options), FEW))) < FEW
         documents = FILE_KINDS[source.kind](paths, options)
     else:
