@@ -10,8 +10,8 @@ import errno
 import hashlib
 import json
 import os
-import re
 import shutil
+import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,12 +22,11 @@ import numpy as np
 
 from ..errors import UserError
 from .files import DEFAULTS, Document, ReadOptions
+from .pieces import Piece, batches
 from .sources import Source, Split, read_documents, source_digest
 from .tokenizer import Tokenizer, UnknownCharacterError
 
 FORMAT = 1
-PIECE = 1 << 20
-"""Characters that are encoded at once: what bounds the memory, beside the longest document."""
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
@@ -103,6 +102,7 @@ def open_store(path: Path) -> TokenStore | None:
 def _make(path: Path, documents: Iterator[Document], tokenizer: Tokenizer, what: str) -> TokenStore:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path.parent)
         folder = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
         folder.mkdir()
     except OSError as error:
@@ -134,6 +134,14 @@ def _make(path: Path, documents: Iterator[Document], tokenizer: Tokenizer, what:
     return store
 
 
+def _sweep(stores: Path, age: float = 3600.0) -> None:
+    """Removes what a killed process left half-written, once nothing was written to it for long."""
+    for folder in stores.glob(".*"):
+        touched = [file.stat().st_mtime for file in (folder, *folder.glob("*"))]
+        if max(touched) < time.time() - age:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def _save(path: Path, data: bytes) -> None:
     with open(path, "wb") as file:
         file.write(data)
@@ -149,7 +157,7 @@ def _write(folder: Path, documents: Iterator[Document], tokenizer: Tokenizer) ->
     loss = None
     first = True  # the next piece is the first of its document
     with open(folder / "tokens.bin", "wb") as store, open(folder / "offsets.bin", "wb") as index:
-        for batch in _batches(documents, tokenizer):
+        for batch in batches(documents, tokenizer.kind):
             for piece, ids in zip(batch, _encode(batch, tokenizer), strict=True):
                 if first:
                     index.write(np.int64(tokens).tobytes())
@@ -188,52 +196,7 @@ def _write(folder: Path, documents: Iterator[Document], tokenizer: Tokenizer) ->
     }
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """A part of a document that is encoded by itself."""
-
-    document: Document
-    text: str
-    start: int
-    last: bool
-
-
-# GPT-2's pattern never joins a blank or a line's end to what is not white space before it, and
-# never looks behind: between the two the tokens are the same whether the text is cut or not.
-_WORD_END = re.compile(r"\S(?=[ \n])")
-
-
-def cut(text: str, kind: str, size: int = PIECE) -> Iterator[tuple[int, int]]:
-    """Begin and end of pieces of at least `size` characters whose tokens are those of the whole."""
-    begin = 0
-    while kind != "other" and len(text) - begin > size:
-        end = begin + size
-        if kind == "bpe":
-            found = _WORD_END.search(text, end - 1)
-            end = found.end() if found else len(text)
-        yield begin, end
-        begin = end
-    if begin < len(text):
-        yield begin, len(text)
-
-
-def _batches(documents: Iterator[Document], tokenizer: Tokenizer) -> Iterator[list[_Piece]]:
-    """The pieces of all documents, about PIECE characters at a time."""
-    batch: list[_Piece] = []
-    size = 0
-    for document in documents:
-        for begin, end in cut(document.text, tokenizer.kind):
-            text = document.text if end - begin == len(document.text) else document.text[begin:end]
-            batch.append(_Piece(document, text, begin, end == len(document.text)))
-            size += end - begin
-            if size >= PIECE:
-                yield batch
-                batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _encode(batch: list[_Piece], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
+def _encode(batch: list[Piece], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
     encoded = tokenizer.encode_batch([piece.text for piece in batch])
     for piece in batch:
         try:
@@ -243,7 +206,7 @@ def _encode(batch: list[_Piece], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
             raise UnknownCharacterError(error.character, index, piece.document.where) from None
 
 
-def _loss(piece: _Piece, ids: np.ndarray, tokenizer: Tokenizer) -> str | None:
+def _loss(piece: Piece, ids: np.ndarray, tokenizer: Tokenizer) -> str | None:
     """The first difference between a text and what comes back of it, with some context."""
     back = tokenizer.decode(ids)
     if back == piece.text:

@@ -4,12 +4,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 import warnings
 
 import numpy as np
 import pytest
 
-from aludel.data import build_store, make_tokenizer, open_store, parse_source
+from aludel.data import build_store, make_tokenizer, open_store, parse_source, pieces
 from aludel.data import store as store_module
 from aludel.data.files import ReadOptions
 from aludel.errors import UserError
@@ -36,8 +37,7 @@ def tokenizer(spec):
 @pytest.mark.parametrize("spec", ["char", "byte", "bpe:300"])
 @pytest.mark.parametrize("piece", [1, 7, 1 << 20])
 def test_documents_come_back(source, cache, monkeypatch, spec, piece):
-    monkeypatch.setattr(store_module, "PIECE", piece)
-    monkeypatch.setattr(store_module.cut, "__defaults__", (piece,))
+    monkeypatch.setattr(pieces.batches, "__defaults__", (piece, 3 * piece))
     tok = tokenizer(spec)
     store = build_store(source, "all", tok, cache=cache)
     assert store.documents == 3 and store.tokens.dtype == np.uint16
@@ -53,8 +53,7 @@ def test_documents_come_back(source, cache, monkeypatch, spec, piece):
 
 def test_digest_does_not_depend_on_pieces(source, cache, monkeypatch):
     first = build_store(source, "all", tokenizer("bpe:300"), cache=cache / "a").digest
-    monkeypatch.setattr(store_module, "PIECE", 5)
-    monkeypatch.setattr(store_module.cut, "__defaults__", (5,))
+    monkeypatch.setattr(pieces.batches, "__defaults__", (5, 11))
     assert build_store(source, "all", tokenizer("bpe:300"), cache=cache / "b").digest == first
 
 
@@ -101,6 +100,17 @@ def test_nothing_is_left_when_making_fails(source, cache):
     with pytest.raises(UserError, match="broken JSON"):
         build_store(source, "all", tokenizer("byte"), cache=cache)
     assert os.listdir(cache / "stores") == []
+
+
+def test_what_a_killed_process_left_is_swept_away_but_not_what_is_being_written(source, cache):
+    for name, age in (("dead", 10_000), ("alive", 10)):
+        folder = cache / "stores" / f".{name}"
+        folder.mkdir(parents=True)
+        (folder / "tokens.bin").write_bytes(b"x")
+        for path in (folder / "tokens.bin", folder):
+            os.utime(path, (time.time() - age, time.time() - age))
+    path = build_store(source, "all", tokenizer("byte"), cache=cache).path
+    assert sorted(os.listdir(cache / "stores")) == [".alive", path.name]
 
 
 def test_an_unknown_character_is_named_with_its_place(source, cache):

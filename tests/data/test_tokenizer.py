@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from aludel.data import SEPARATOR, Tokenizer, UnknownCharacterError, make_tokenizer
-from aludel.data.store import cut
+from aludel.data.pieces import cut
 from aludel.data.tokenizer import byte_names
 from aludel.errors import UserError
 
