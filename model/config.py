@@ -51,6 +51,9 @@ class DecoderConfig:
     """RMS-normalise each head's queries and keys before the rotation."""
     window: int | None = None
     """Sliding window: a token sees itself and window - 1 tokens before. None: all of them."""
+    token_shift: int = 0
+    """Each half of a block also reads, by a learned weight for each channel (0 at the start), its
+    normalised input this many tokens back, within the segment. 0: off."""
     tied: bool = False
     """The output head is the embedding table."""
     logit_cap: float | None = None
@@ -92,6 +95,8 @@ class DecoderConfig:
             raise UserError(f"model.mlp_width must be at least 1, not {self.mlp_width}")
         if self.window is not None and self.window < 1:
             raise UserError(f"model.window must be at least 1, not {self.window}")
+        if not 0 <= self.token_shift < 16:
+            raise UserError(f"model.token_shift must lie in 0 ... 15, not {self.token_shift}")
         if self.logit_cap is not None and self.logit_cap <= 0:
             raise UserError(f"model.logit_cap must be positive, not {self.logit_cap}")
         if not 0 <= self.dropout < 1:
@@ -139,6 +144,7 @@ class DecoderConfig:
             block += self.size_of_mlp * (2 if self.activation in GATED else 1) + self.width
         if self.qk_norm:
             block += 2 * self._norm(self.size_of_head, False)
+        block += 2 * self.token_shift * self.width
         total = self.layers * block + self._norm(self.width, norm_bias) * (1 + self.embedding_norm)
         if embeddings:
             total += self.vocab_size * self.width * (1 if self.tied else 2)
@@ -168,4 +174,5 @@ class DecoderConfig:
         """Bytes of the keys and values that sampling keeps for `rows` of `length` tokens."""
         element = 2 if self.dtype == "bfloat16" else 4
         head = self.number_of_kv_heads * self.size_of_head
-        return 2 * self.layers * rows * length * head * element
+        shifted = 2 * self.token_shift * self.width
+        return self.layers * rows * (2 * length * head + shifted) * element

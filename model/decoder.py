@@ -16,7 +16,7 @@ from .attention import attention
 from .config import GATED, DecoderConfig
 from .execution import DEFAULT, Execution
 from .kernels import cached_attention
-from .layers import Norm, Projection, Table, activate, dropout, rotary
+from .layers import Norm, Projection, Table, TokenShift, activate, dropout, rotary
 from .sharding import constrain
 
 REMAT = {
@@ -25,16 +25,22 @@ REMAT = {
 }
 
 
-class Cache(NamedTuple):
-    """Keys and values of the tokens so far.
+class LayerCache(NamedTuple):
+    """What one block keeps of the tokens so far."""
 
-    `key`, `value`: [layers, B, S, kv_heads, D] where blocks are scanned, else a tuple of
-    [B, S, kv_heads, D] by layer. `segment_ids` [B, S]: 0 where a slot holds padding or nothing.
-    `filled`: i32[], slots that are written.
+    key: Array  # [B, S, kv_heads, D]
+    value: Array  # [B, S, kv_heads, D]
+    shifted: tuple[Array, Array] | None  # the last inputs of both token shifts, [B, reach, width]
+
+
+class Cache(NamedTuple):
+    """What all blocks keep.
+
+    `layers`: where blocks are scanned one `LayerCache` with a leading axis, else one for each.
+    `segment_ids` [B, S]: 0 where a slot holds padding or nothing. `filled`: i32[], slots written.
     """
 
-    key: Array | tuple[Array, ...]
-    value: Array | tuple[Array, ...]
+    layers: LayerCache | tuple[LayerCache, ...]
     segment_ids: Array
     filled: Array
 
@@ -46,20 +52,37 @@ class Context(NamedTuple):
     segment_ids: Array | None  # [B, T]
     cached_segments: Array | None  # [B, S]
     start: Array | None  # i32[]: the slot of the first new token
+    same: Array | None  # bool [reach, B, T]: see `TokenShift`
     row_keys: Array | None  # [B] keys
 
 
 def make_cache(config: DecoderConfig, execution: Execution, rows: int, slots: int) -> Cache:
     """An empty cache."""
-    shape = (rows, slots, config.number_of_kv_heads, config.size_of_head)
     dtype = jnp.dtype(config.dtype)
-    if execution.scanned:
-        key = jnp.zeros((config.layers, *shape), dtype)
-        value = jnp.zeros_like(key)
-    else:
-        key = tuple(jnp.zeros(shape, dtype) for _ in range(config.layers))
-        value = tuple(jnp.zeros(shape, dtype) for _ in range(config.layers))
-    return Cache(key, value, jnp.zeros((rows, slots), jnp.int32), jnp.int32(0))
+    slots_of_heads = (rows, slots, config.number_of_kv_heads, config.size_of_head)
+
+    def layer(*lead: int) -> LayerCache:
+        past = None
+        if config.token_shift:
+            shape = (*lead, rows, config.token_shift, config.width)
+            past = (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+        heads = (*lead, *slots_of_heads)
+        return LayerCache(jnp.zeros(heads, dtype), jnp.zeros(heads, dtype), past)
+
+    scanned = execution.scanned
+    layers = layer(config.layers) if scanned else tuple(layer() for _ in range(config.layers))
+    return Cache(layers, jnp.zeros((rows, slots), jnp.int32), jnp.int32(0))
+
+
+def _same_segment(reach: int, segment_ids: Array, start: Array, cached: Array | None) -> Array:
+    """bool [reach, B, T]: whether the token j = 1 ... reach places back is of the same segment."""
+    line = segment_ids if cached is None else cached
+    slots = start + jnp.arange(segment_ids.shape[1])
+    same = []
+    for back in range(1, reach + 1):
+        before = jnp.take(line, jnp.maximum(slots - back, 0), axis=1)
+        same.append((before == segment_ids) & (slots >= back))
+    return jnp.stack(same)
 
 
 def _normal(std: float) -> nn.initializers.Initializer:
@@ -74,7 +97,7 @@ class Attention(nn.Module):
     mesh: Mesh | None
 
     @nn.compact
-    def __call__(self, x: Array, context: Context, cache: tuple[Array, Array] | None):
+    def __call__(self, x: Array, context: Context, cache: LayerCache | None):
         c = self.config
         dim, std = c.size_of_head, c.init_std or c.width**-0.5
 
@@ -103,13 +126,14 @@ class Attention(nn.Module):
             )
         else:
             at = (0, context.start, 0, 0)
-            cache = (
-                jax.lax.dynamic_update_slice(cache[0], key, at),
-                jax.lax.dynamic_update_slice(cache[1], value, at),
+            cache = cache._replace(
+                key=jax.lax.dynamic_update_slice(cache.key, key, at),
+                value=jax.lax.dynamic_update_slice(cache.value, value, at),
             )
             mixed = cached_attention(
                 query,
-                *cache,
+                cache.key,
+                cache.value,
                 context.segment_ids,
                 context.cached_segments,
                 context.start,
@@ -160,14 +184,23 @@ class Block(nn.Module):
     def __call__(self, x: Array, layer: Array | int, cache, context: Context):
         c = self.config
 
-        def norm(name: str) -> Norm:
-            return Norm(c.norm, c.norm_eps, c.norm_affine, c.bias, name=name)
+        past = (None, None) if cache is None or cache.shifted is None else cache.shifted
 
-        attend = Attention(c, self.execution, self.mesh, name="attention")
-        mixed, cache = attend(norm("attention_norm")(x), context, cache)
+        def read(half: str, past: Array | None) -> tuple[Array, Array | None]:
+            """The normalised input of a half, and what its token shift keeps."""
+            y = Norm(c.norm, c.norm_eps, c.norm_affine, c.bias, name=f"{half}_norm")(x)
+            if not c.token_shift:
+                return y, None
+            return TokenShift(c.token_shift, name=f"{half}_shift")(y, context.same, past)
+
+        y, kept_attention = read("attention", past[0])
+        mixed, cache = Attention(c, self.execution, self.mesh, name="attention")(y, context, cache)
         x = x + dropout(mixed, context.row_keys, 2 * layer + 1, c.dropout)
-        y = MLP(c, self.mesh, name="mlp")(norm("mlp_norm")(x))
+        y, kept_mlp = read("mlp", past[1])
+        y = MLP(c, self.mesh, name="mlp")(y)
         x = x + dropout(y, context.row_keys, 2 * layer + 2, c.dropout)
+        if cache is not None and c.token_shift:
+            cache = cache._replace(shifted=(kept_attention, kept_mlp))
         return constrain(x, ("batch", "length", "width"), self.mesh), cache
 
 
@@ -210,14 +243,18 @@ class Decoder(nn.Module):
         x = dropout(x, row_keys, 0, c.dropout)
         x = constrain(x, ("batch", "length", "width"), self.mesh)
 
-        context = Context(positions, segment_ids, None, None, row_keys)
+        context = Context(positions, segment_ids, None, None, None, row_keys)
         layers = None
         if cache is not None:
             segments = jax.lax.dynamic_update_slice(
                 cache.segment_ids, segment_ids.astype(jnp.int32), (0, cache.filled)
             )
             context = context._replace(cached_segments=segments, start=cache.filled)
-            layers = (cache.key, cache.value)
+            layers = cache.layers
+        if c.token_shift and segment_ids is not None:
+            start = 0 if cache is None else cache.filled
+            same = _same_segment(c.token_shift, segment_ids, start, context.cached_segments)
+            context = context._replace(same=same)
         x, layers = self._blocks(x, layers, context)
 
         x = Norm(c.norm, c.norm_eps, c.norm_affine, c.bias, name="final_norm")(x)
@@ -226,7 +263,7 @@ class Decoder(nn.Module):
             Table(c.vocab_size, c.width, ("vocab", "embed"), init, "kernel", name="head")()
         if cache is None:
             return x
-        return x, Cache(*layers, segments, cache.filled + length)
+        return x, Cache(layers, segments, cache.filled + length)
 
     def _blocks(self, x: Array, layers, context: Context):
         c, execution = self.config, self.execution
@@ -249,7 +286,7 @@ class Decoder(nn.Module):
             return scan(c, execution, self.mesh, name="blocks")(x, numbers, layers, context)
         written = []
         for i in range(c.layers):
-            kept = None if layers is None else (layers[0][i], layers[1][i])
+            kept = None if layers is None else layers[i]
             x, kept = block(c, execution, self.mesh, name=f"blocks_{i}")(x, i, kept, context)
             written.append(kept)
-        return x, None if layers is None else tuple(zip(*written, strict=True))
+        return x, None if layers is None else tuple(written)

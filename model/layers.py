@@ -71,6 +71,34 @@ class Table(nn.Module):
         return self.param(self.name_of_table, init, (self.rows, self.width))
 
 
+class TokenShift(nn.Module):
+    """x_t + sum_j w_j * x_{t-j}: a short causal convolution, each channel by itself.
+
+    One layer then does what otherwise takes attention a layer to find: who stood just before
+    (Peng et al. 2023, RWKV; Allen-Zhu 2025, canon layers). `same` bool [reach, B, T] says whether
+    token t - j is of t's segment; None: all are, and nothing stands before the row. `past`
+    [B, reach, width] holds the inputs before the row, zeros where there are none.
+    """
+
+    reach: int
+
+    @nn.compact
+    def __call__(self, x: Array, same: Array | None, past: Array | None) -> tuple[Array, Array]:
+        length = x.shape[1]
+        init = nn.with_partitioning(nn.initializers.zeros_init(), ("shift", "norm"))
+        weights = self.param("weights", init, (self.reach, x.shape[-1])).astype(x.dtype)
+        if past is None:
+            past = jnp.zeros((x.shape[0], self.reach, x.shape[-1]), x.dtype)
+        line = jnp.concatenate([past, x], axis=1)
+        y = x
+        for back in range(1, self.reach + 1):
+            before = line[:, self.reach - back : self.reach - back + length]
+            if same is not None:
+                before = jnp.where(same[back - 1, :, :, None], before, 0)
+            y = y + weights[back - 1] * before
+        return y, line[:, length:]
+
+
 def rotary(x: Array, positions: Array, theta: float, layout: str) -> Array:
     """Rotate pairs of elements of `x` [B, T, heads, D] by angles that grow with position [B, T].
 

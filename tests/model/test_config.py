@@ -11,7 +11,9 @@ FAMILIES = {
         norm="layernorm", position="learned", bias=True, tied=True, activation="gelu_tanh"
     ),
     "llama": dict(kv_heads=2, activation="swiglu"),
-    "modern": dict(norm_affine=False, qk_norm=True, activation="relu2", zero_init=True),
+    "modern": dict(
+        token_shift=2, norm_affine=False, qk_norm=True, activation="relu2", zero_init=True
+    ),
     "odd": dict(
         norm="layernorm",
         bias=True,

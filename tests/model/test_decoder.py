@@ -28,9 +28,16 @@ def _batch(rows=4, length=24):
     return {"tokens": tokens[:, :-1], "targets": tokens[:, 1:]}
 
 
-def test_packed_equals_apart():
-    config = DecoderConfig(**BASE)
-    params = init_params(config)
+def _shaken(params):
+    """Parameters that start at zero or one take part only once they have moved."""
+    keys = iter(jax.random.split(jax.random.key(9), len(jax.tree.leaves(params))))
+    return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), params)
+
+
+@pytest.mark.parametrize("token_shift", [0, 3])
+def test_packed_equals_apart(token_shift):
+    config = DecoderConfig(**BASE, token_shift=token_shift)
+    params = _shaken(init_params(config))
     apply = make_apply(config)
     batch = _batch(2, 12)
     apart = apply(params, batch)["logp"]
@@ -59,6 +66,7 @@ def test_leading_axes_are_flattened():
         ("qk_norm", True),
         ("norm_eps", 0.1),
         ("logit_cap", 2.0),
+        ("token_shift", 1),
         ("activation", "geglu"),
         ("embedding_norm", True),
         ("dtype", "bfloat16"),
@@ -70,7 +78,7 @@ def test_every_field_reaches_the_computation(field, other):
 
     def logp(**changes):
         config = DecoderConfig(**{**BASE, "mlp_width": 64, **changes})
-        return make_apply(config)(init_params(config), batch)["logp"]
+        return make_apply(config)(_shaken(init_params(config)), batch)["logp"]
 
     assert jnp.abs(logp() - logp(**{field: other})).max() > 1e-4
 

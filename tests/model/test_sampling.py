@@ -21,7 +21,9 @@ PROMPTS = [[1, 2, 3], [5] * 20, [7, 8, 9, 10, 11, 12, 13]]
 FAMILIES = {
     "gpt2": dict(norm="layernorm", position="learned", bias=True, tied=True, activation="gelu"),
     "llama": dict(kv_heads=2, window=9),
-    "modern": dict(norm_affine=False, qk_norm=True, activation="relu2", logit_cap=15.0),
+    "modern": dict(
+        token_shift=2, norm_affine=False, qk_norm=True, activation="relu2", logit_cap=15.0
+    ),
 }
 
 
@@ -36,7 +38,10 @@ def _model(family="llama", scan=False, **changes):
         **{**FAMILIES[family], **changes},
     )
     execution = Execution(scan=scan)
-    return config, execution, init_params(config, execution, jax.random.key(5))
+    params = init_params(config, execution, jax.random.key(5))
+    # What starts at zero takes part too.
+    params = jax.tree.map(lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size)).reshape(x.shape), params)
+    return config, execution, params
 
 
 def _trainer_logp(config, execution, params, prompt, new, temperature):
@@ -159,7 +164,7 @@ def test_bfloat16_stays_near_the_trainer(scan):
         new = np.asarray(out.tokens[row])
         want = _trainer_logp(config, execution, params, prompt, new, 1.0)
         difference = np.abs(want - out.logp[row])
-        assert difference.max() < 0.1 and difference.mean() < 0.02
+        assert difference.max() < 0.25 and difference.mean() < 0.05
 
 
 def test_mistakes_are_named():
