@@ -57,7 +57,7 @@ def param_shardings(config: DecoderConfig, execution: Execution, mesh: Mesh) -> 
     return {**out, **{f"blocks_{layer}": block for layer in range(config.layers)}}
 
 
-def param_groups(config: DecoderConfig, execution: Execution) -> dict:
+def param_groups(config: DecoderConfig, execution: Execution = DEFAULT) -> dict:
     """The group of each parameter: `matrix` (weights of blocks), `embedding` (tokens and learned
     positions), `head` (untied), `vector` (norms and biases)."""
     shapes = jax.eval_shape(lambda: init_params(config, execution))
