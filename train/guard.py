@@ -46,9 +46,14 @@ class GuardState(NamedTuple):
 
 
 def init_guard() -> GuardState:
-    """Nothing seen yet."""
-    zero, count = jnp.zeros([], jnp.float32), jnp.zeros([], jnp.int32)
-    return GuardState(count, zero, zero, count, count)
+    """Nothing seen yet. Five arrays, not one five times: the step is given them to keep."""
+    return GuardState(
+        accepted=jnp.zeros([], jnp.int32),
+        mean=jnp.zeros([], jnp.float32),
+        variance=jnp.zeros([], jnp.float32),
+        spikes=jnp.zeros([], jnp.int32),
+        skipped=jnp.zeros([], jnp.int32),
+    )
 
 
 def judge(
