@@ -144,8 +144,7 @@ def test_rows_are_numbered_in_the_whole_batch_before_it_is_split():
         return {"lm": Term(noise * params["table"].sum(), jnp.ones_like(noise))}
 
     values = [
-        jax.jit(make_loss_and_grads(by_row, _apply, n))(_params(), _batch(), KEY)[0]
-        for n in (1, 4)
+        jax.jit(make_loss_and_grads(by_row, _apply, n))(_params(), _batch(), KEY)[0] for n in (1, 4)
     ]
     np.testing.assert_allclose(values[0], values[1], rtol=1e-5)
 

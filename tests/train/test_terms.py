@@ -91,8 +91,6 @@ def test_inverse_of_zero_is_zero_and_so_is_its_gradient():
 def test_batches_add_up_and_rows_fall_to_their_sources():
     both = add({"lm": _term()}, {"lm": _term((5.0, 0.0), (1.0, 1.0))})["lm"]
     assert mean(both) == 8.0 / 6.0
-    shares = by_source(
-        _term((1.0, 2.0, 4.0), (1.0, 1.0, 2.0)), jnp.asarray([2, 0, 2]), sources=3
-    )
+    shares = by_source(_term((1.0, 2.0, 4.0), (1.0, 1.0, 2.0)), jnp.asarray([2, 0, 2]), sources=3)
     np.testing.assert_array_equal(shares.sum, [2.0, 0.0, 5.0])
     np.testing.assert_array_equal(shares.weight, [1.0, 0.0, 3.0])
