@@ -1,0 +1,288 @@
+"""The command `aludel`: parse, call one room, print. Rooms are imported when they are needed."""
+
+import argparse
+import importlib.util
+import os
+import shlex
+import signal
+import sys
+import textwrap
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from .errors import UserError
+
+USAGE = """\
+usage: aludel COMMAND ...
+
+  demo                       train a small decoder on the text that every machine has
+  pretrain CONFIG [flags]    train on your text: --data text:PATH
+  sample RUN --prompt TEXT   let a run write
+  eval RUN --data SOURCE     nats per token, perplexity, bits per byte
+  info CONFIG|RUN            shapes, parameters, FLOPs, memory
+
+aludel COMMAND --help says more; aludel pretrain CONFIG --help lists every setting."""
+MISTAKE, AGAIN, INTERRUPTED = 2, 75, 130
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command; ends the process with its status."""
+    sys.exit(run(list(sys.argv[1:] if argv is None else argv)))
+
+
+def run(argv: list[str]) -> int:
+    """The exit status of a command line."""
+    prepare()
+    try:
+        return dispatch(argv)
+    except UserError as error:
+        fail(str(error))
+        return MISTAKE
+    except KeyboardInterrupt:
+        fail("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+
+
+def fail(text: str) -> None:
+    """One line on stderr."""
+    print(f"aludel: {' '.join(text.split())}", file=sys.stderr, flush=True)
+
+
+def dispatch(argv: list[str]) -> int:
+    """Call the command that `argv` names."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0
+    if argv[0] == "--version":
+        from . import __version__
+
+        print(__version__)
+        return 0
+    name, *rest = argv
+    if name not in COMMANDS:
+        from .data.files import nearest
+
+        raise UserError(f"no command {name!r}{nearest(name, COMMANDS)}")
+    return COMMANDS[name](rest)
+
+
+def demo(args: list[str]) -> int:
+    """The demo's recipe."""
+    return pretrain(["demo", *args])
+
+
+def pretrain(args: list[str]) -> int:
+    """Train, or go on with, a run."""
+    from .configs import NAMES
+
+    if not args or args[0] in ("-h", "--help"):
+        print(
+            "usage: aludel pretrain CONFIG [--data SOURCE] [--out DIR] [--dry-run] [--FIELD VALUE]"
+        )
+        print("\nCONFIG is the path of a Python file that sets `config`, or one of")
+        print(textwrap.fill("  ".join(NAMES), 80, initial_indent="  ", subsequent_indent="  "))
+        print("\naludel pretrain CONFIG --help lists every field with its default and its meaning.")
+        return 0
+    from .train.config import with_out
+    from .train.flags import parse_flags
+    from .train.loop import StoppedError
+    from .train.pretrain import pretrain as train
+
+    name, *flags = args
+    dry = "--dry-run" in flags
+    flags = [flag for flag in flags if flag != "--dry-run"]
+    config = parse_flags(find_config(name), flags, f"aludel pretrain {name}")
+    config = with_out(config, Path("runs") / Path(name).stem)
+    if dry:
+        from .train.sizes import dry_run
+
+        print("\n".join(dry_run(config)))
+        return 0
+    try:
+        print(train(config))
+        return 0
+    except StoppedError as stopped:
+        again = shlex.join(["aludel", *sys.argv[1:]])
+        at = "before the first step" if stopped.step is None else f"step {stopped.step:,} is saved"
+        fail(f"stopped: {at}; the same command goes on: {again}")
+        return AGAIN
+
+
+def find_config(name: str):
+    """The settings that a name in `configs`, or a Python file, holds."""
+    from .configs import NAMES, named
+
+    if name in NAMES:
+        return named(name)
+    path = Path(name).expanduser()
+    if path.suffix != ".py" and not path.exists():
+        from .data.files import nearest
+
+        raise UserError(f"no config {name!r}{nearest(name, NAMES)}")
+    return config_of_file(path)
+
+
+def config_of_file(path: Path):
+    """The variable `config` of a Python file."""
+    from .train.config import PretrainConfig
+
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise UserError(f"{path}: no such Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except Exception as error:
+        where = f"{path}:{error.lineno}" if isinstance(error, SyntaxError) else str(path)
+        raise UserError(f"{where}: cannot be run: {type(error).__name__}: {error}") from None
+    config = getattr(module, "config", None)
+    if not isinstance(config, PretrainConfig):
+        raise UserError(f"{path}: sets no variable `config` that is an aludel.train.PretrainConfig")
+    return config
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose mistakes are one line."""
+
+    def error(self, message: str):
+        raise UserError(f"{self.prog}: {message} (see --help)")
+
+    def parse(self, args: list[str]) -> argparse.Namespace:
+        """The arguments; an unknown flag is named with the nearest known one."""
+        from .data.files import nearest
+
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        for arg in args:
+            if arg.startswith("--") and arg.partition("=")[0] not in flags:
+                raise UserError(f"{self.prog}: unknown flag {arg}{nearest(arg, flags)}")
+        return self.parse_args(args)
+
+
+def sample(args: list[str]) -> int:
+    """Let a run go on from prompts."""
+    parser = Parser(
+        "aludel sample", description="Let a run go on from a prompt.", allow_abbrev=False
+    )
+    parser.add_argument("run", help="the run folder")
+    parser.add_argument("--prompt", action="append", help="the beginning; may be repeated")
+    parser.add_argument("--tokens", type=int, default=200, help="new tokens at most (200)")
+    parser.add_argument(
+        "--temperature", type=float, default=0.8, help="0 takes the likeliest (0.8)"
+    )
+    parser.add_argument("--top-k", type=int, default=0, help="among the k likeliest; 0: all (0)")
+    parser.add_argument(
+        "--top-p", type=float, default=0.95, help="among the likeliest of mass p (.95)"
+    )
+    parser.add_argument("--seed", type=int, default=None, help="for the same samples again")
+    parser.add_argument("--stop", action="append", default=[], help="text of a token that ends it")
+    parser.add_argument("--count", type=int, default=1, help="samples of each prompt (1)")
+    parser.add_argument("--checkpoint", default="newest", help="newest, best or a step (newest)")
+    options = parser.parse(args)
+    from .train.samples import sample_run
+
+    for text in sample_run(
+        options.run,
+        options.prompt or [""],
+        tokens=options.tokens,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        seed=options.seed,
+        stop=options.stop,
+        count=options.count,
+        checkpoint=options.checkpoint,
+    ):
+        print(text, end="\n\n" if options.count > 1 or len(options.prompt or []) > 1 else "\n")
+    return 0
+
+
+def evaluate(args: list[str]) -> int:
+    """Score a run on text."""
+    parser = Parser("aludel eval", description="Score a run on text.", allow_abbrev=False)
+    parser.add_argument("run", help="the run folder")
+    parser.add_argument("--data", action="append", required=True, help="SOURCE; may be repeated")
+    parser.add_argument("--split", default="all", choices=("all", "train", "validation"))
+    parser.add_argument("--stride", type=int, help="windows slide by so many tokens (no overlap)")
+    parser.add_argument("--checkpoint", default="newest", help="newest, best or a step (newest)")
+    parser.add_argument("--out", help="write the figures to this file, as JSON")
+    options = parser.parse(args)
+    from .train.evaluate import evaluate as score
+    from .train.sizes import table
+
+    figures = score(
+        options.run,
+        options.data,
+        split=options.split,
+        stride=options.stride,
+        checkpoint=options.checkpoint,
+        out=options.out,
+    )
+    rows = [
+        (name.replace("_", " "), f"{value:.5f}" if isinstance(value, float) else str(value))
+        for name, value in figures.items()
+        if not isinstance(value, (dict, list))
+    ]
+    for source, one in figures.get("sources", {}).items():
+        rows.append((source, f"{one['nats_per_token']:.5f} nats, {one['bits_per_byte']:.5f} bits"))
+    print("\n".join(table(rows)))
+    if options.out:
+        print(options.out)
+    return 0
+
+
+def info(args: list[str]) -> int:
+    """What a config or a run amounts to."""
+    parser = Parser(
+        "aludel info", description="Shapes, parameters, FLOPs, memory.", allow_abbrev=False
+    )
+    parser.add_argument(
+        "what", metavar="CONFIG|RUN", help="a config's name, a file, or a run folder"
+    )
+    options = parser.parse(args)
+    from .train.run import find_run
+    from .train.sizes import describe_config, describe_run
+
+    if Path(options.what).expanduser().is_dir():
+        lines = describe_run(find_run(options.what))
+    else:
+        lines = describe_config(find_config(options.what))
+    print("\n".join(lines))
+    return 0
+
+
+COMMANDS = {"demo": demo, "pretrain": pretrain, "sample": sample, "eval": evaluate, "info": info}
+
+
+def prepare() -> None:
+    """Before JAX is imported: libraries speak up only when something is wrong."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1") if not tpu_is_there() else None
+    if importlib.util.find_spec("libtpu") and not tpu_is_there() and not gpu_is_there():
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")  # libtpu without a TPU cries out otherwise
+
+    def show(message, category, filename, lineno, file=None, line=None) -> None:
+        if issubclass(category, UserWarning) and __package__ in Path(filename).parts[-3:]:
+            print(f"note: {message}", file=sys.stderr)
+
+    warnings.showwarning = show
+
+
+def tpu_is_there() -> bool:
+    """Whether a TPU's device files are."""
+    return bool(list(Path("/dev").glob("accel*")) or list(Path("/dev").glob("vfio/[0-9]*")))
+
+
+def gpu_is_there() -> bool:
+    """Whether a GPU's device files are."""
+    return any(Path("/dev", name).exists() for name in ("nvidia0", "kfd", "dxg"))
+
+
+if __name__ == "__main__":
+    main()

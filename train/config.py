@@ -1,0 +1,215 @@
+"""The settings of a pretraining run, and how settings become JSON and come back."""
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..data.files import nearest
+from ..errors import UserError
+from ..model import DecoderConfig, Execution, MeshConfig
+from .guard import GuardConfig
+from .optimizer import OptimizerConfig
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Everything that a pretraining run depends on. Impossible values raise `UserError`."""
+
+    model: DecoderConfig = DecoderConfig()
+    """The decoder."""
+    data: tuple[str, ...] = ()
+    """Sources of text: text:PATH, jsonl:PATH, tfds:NAME[:SPLIT] or an embedded corpus (python,
+    python-packages), each with =WEIGHT if it is to weigh other than 1; several are a mixture."""
+    tokenizer: str = "bpe:4096"
+    """char, byte, bpe:SIZE (trained on the training part), or a path to a tokenizer.json or a
+    GPT-2 vocab.bpe."""
+    text_field: str = "text"
+    """The field of a record (jsonl, tfds) that holds its text."""
+    decode_errors: Literal["strict", "replace"] = "strict"
+    """Bytes that are not UTF-8: refuse them, or replace and count them."""
+    steps: int = 1000
+    """Optimiser steps in the whole run; the schedule ends with them."""
+    seed: int = 0
+    """Of the initial parameters, the order of the data, dropout and samples."""
+    batch: int = 16
+    """Rows of `model.context` tokens in one step, over all devices."""
+    accumulation: int = 1
+    """Microbatches that a step is computed in; changes memory, not results."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """How parameters are moved."""
+    guard: GuardConfig = GuardConfig()
+    """When a step is skipped."""
+    loss: str = ""
+    """A loss of your own, FILE.py:NAME; empty: next-token cross-entropy."""
+    z_loss: float = 0.0
+    """Factor of the squared log-normaliser in the loss (PaLM: 1e-4); 0: none."""
+    mesh: MeshConfig = MeshConfig()
+    """How the devices are laid out."""
+    execution: Execution = Execution()
+    """How the decoder is compiled; changes speed and memory, not results."""
+    log_every: int = 1
+    """Steps between lines in metrics.jsonl."""
+    eval_every: int = 250
+    """Steps between evaluations on the validation part; 0: only before and after."""
+    eval_tokens: int = 131072
+    """Tokens scored by an evaluation between steps, spread over the validation part; 0: all. The
+    first and the last figure are always over all of it."""
+    checkpoint_every: int = 0
+    """Steps between checkpoints; 0: whenever there is an evaluation."""
+    sample_every: int = 0
+    """Steps between samples; 0: only at the end."""
+    sample_tokens: int = 128
+    """New tokens in a sample."""
+    prompts: tuple[str, ...] = ("",)
+    """Beginnings that samples go on from; an empty one begins a document."""
+    tensorboard: bool = True
+    """Write TensorBoard events into RUN/tensorboard."""
+    profile: int = 0
+    """Steps to trace with jax.profiler, into RUN/profile, after ten for warming up; 0: none."""
+    out: str = ""
+    """The run folder; one that exists is resumed. Empty: runs/CONFIG."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "accumulation", "log_every", "sample_tokens"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in (
+            "eval_every",
+            "eval_tokens",
+            "checkpoint_every",
+            "sample_every",
+            "profile",
+            "z_loss",
+            "seed",
+        ):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} must not be negative, not {getattr(self, name)}")
+        if self.batch % self.accumulation:
+            raise UserError(
+                f"accumulation = {self.accumulation} does not divide batch = {self.batch}"
+            )
+        if self.loss and self.z_loss:
+            raise UserError("z_loss belongs to the built-in loss: put the term into your own")
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Targets in one step."""
+        return self.batch * self.model.context
+
+    def resolved(self) -> "PretrainConfig":
+        """The same settings with absolute paths, so that they mean the same from any folder."""
+        loss = self.loss
+        if loss:
+            file, colon, name = loss.rpartition(":")
+            loss = f"{absolute(file)}:{name}" if colon else loss
+        tokenizer = self.tokenizer
+        if tokenizer not in ("char", "byte") and not tokenizer.startswith("bpe:"):
+            tokenizer = absolute(tokenizer)
+        return dataclasses.replace(
+            self, data=tuple(map(_absolute_source, self.data)), loss=loss, tokenizer=tokenizer
+        )
+
+
+FREE_TO_CHANGE = (
+    "steps",
+    "accumulation",
+    "mesh",
+    "execution",
+    "log_every",
+    "eval_every",
+    "eval_tokens",
+    "checkpoint_every",
+    "sample_every",
+    "sample_tokens",
+    "prompts",
+    "tensorboard",
+    "profile",
+    "out",
+)
+"""Fields that may differ when a run is resumed: none changes what is computed at a step."""
+
+
+def with_out(config: PretrainConfig, out: Path) -> PretrainConfig:
+    """The settings with a run folder, where they name none."""
+    return config if config.out else dataclasses.replace(config, out=str(out))
+
+
+def absolute(path: str) -> str:
+    """An absolute path; `~` is the home folder."""
+    return str(Path(path).expanduser().absolute())
+
+
+def _absolute_source(source: str) -> str:
+    kind, colon, path = source.partition(":")
+    return f"{kind}:{absolute(path)}" if colon and kind in ("text", "jsonl") else source
+
+
+def to_json(config: Any) -> dict:
+    """A config as JSON values."""
+    return dataclasses.asdict(config)
+
+
+def from_json(kind: type, values: Any, where: str) -> Any:
+    """A config of dataclass `kind` from JSON values; `where` names the file in an error."""
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: must be an object, not {type(values).__name__}")
+    hints = typing.get_type_hints(kind)
+    for name in values:
+        if name not in hints:
+            raise UserError(f"{where}: unknown key {name!r}{nearest(name, hints)}")
+    return kind(**{name: _value(hints[name], v, f"{where}: {name}") for name, v in values.items()})
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return from_json(hint, value, where)
+    origin = typing.get_origin(hint)
+    if origin is tuple and isinstance(value, list):
+        return tuple(value)
+    if origin is Literal:
+        allowed: tuple = typing.get_args(hint)
+    elif origin in (types.UnionType, typing.Union):
+        allowed = typing.get_args(hint)
+    else:
+        allowed = (hint,)
+    if origin is Literal and value in allowed:
+        return value
+    if origin is not Literal and any(_fits(value, kind) for kind in allowed):
+        return value
+    raise UserError(f"{where} cannot be {value!r}")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if kind in (int, float) and isinstance(value, bool):
+        return False
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def flatten(values: dict, prefix: str = "") -> dict[str, Any]:
+    """Nested settings under their dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def difference(old: dict, new: dict, free: tuple[str, ...]) -> str | None:
+    """The first field that differs and may not, as "name = old there, new here"; None: none."""
+    a, b = flatten(_plain(old)), flatten(_plain(new))
+    for name in [*a, *(name for name in b if name not in a)]:
+        if name.split(".")[0] not in free and a.get(name) != b.get(name):
+            return f"{name} is {a.get(name)!r} there and {b.get(name)!r} here"
+    return None
+
+
+def _plain(values: Any) -> Any:
+    """Tuples as lists, as JSON has them."""
+    if isinstance(values, dict):
+        return {name: _plain(value) for name, value in values.items()}
+    return [_plain(value) for value in values] if isinstance(values, (list, tuple)) else values

@@ -1,0 +1,69 @@
+"""`aludel eval`: nats per token, perplexity and bits per byte of a run on any text."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from ..data import build_store, parse_source
+from ..model import Execution, MeshConfig, make_apply, make_mesh
+from .corpus import options_of
+from .losses import lm_loss
+from .placing import placer
+from .records import write_json
+from .restore import load_params
+from .run import find_run
+from .scoring import rows_at_once, score
+from .step import make_eval_step
+
+
+def evaluate(
+    folder: str,
+    data: Sequence[str],
+    *,
+    split: str = "all",
+    stride: int | None = None,
+    checkpoint: str = "newest",
+    out: str | None = None,
+) -> dict:
+    """Figures of a run on all of the data, each token scored once; written to `out` as JSON."""
+    run = find_run(folder)
+    config = run.config()
+    model, length = config.model, config.model.context
+    sources = [parse_source(source) for source in data]
+    mesh, execution = make_mesh(MeshConfig()), Execution()
+    tokenizer = run.tokenizer()
+    stores = [build_store(source, split, tokenizer, options_of(config)) for source in sources]
+    params, meta = load_params(run, mesh, execution, checkpoint)
+    places = jax.tree.map(lambda x: x.sharding, params)
+    eval_step = make_eval_step(lm_loss(), make_apply(model, execution, mesh), places)
+    rows = rows_at_once(mesh.size, length)
+    place = placer(mesh)
+    scores = [
+        score(eval_step, params, store, rows, length, place, stride=stride) for store in stores
+    ]
+    whole = sum(scores[1:], scores[0])
+    sliding = stride is not None and stride < length
+    figures = {
+        "run": str(run.path.absolute()),
+        "step": meta["step"],
+        "data": list(data),
+        "split": split,
+        "windows": f"sliding by {stride}" if sliding else "not overlapping",
+        "window_tokens": length,
+        "stride": stride or length,
+        "tokens": whole.tokens,
+        "bytes": round(whole.bytes),
+        "nats_per_token": whole.nats_per_token,
+        "perplexity": whole.perplexity,
+        "bits_per_byte": whole.bits_per_byte,
+    }
+    if len(scores) > 1:
+        figures["sources"] = {
+            source: {"nats_per_token": one.nats_per_token, "bits_per_byte": one.bits_per_byte}
+            for source, one in zip(data, scores, strict=True)
+        }
+    if out:
+        path = Path(out).expanduser()
+        write_json(path, figures)
+    return figures

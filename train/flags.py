@@ -1,0 +1,101 @@
+"""Settings from the command line: any field of a config by its dotted name, one line for a mistake.
+
+tyro parses and writes the help; what it says of a mistake is cut down to one line.
+"""
+
+import contextlib
+import io
+import os
+import re
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+from ..data.files import nearest
+from ..errors import UserError
+from .config import flatten, to_json
+
+Config = TypeVar("Config")
+REPEATABLE = ("--data", "--prompts")
+HELP = ("-h", "--help")
+
+
+def parse_flags(default: Config, args: Sequence[str], command: str) -> Config:
+    """`default` with the fields that `args` set. Raises UserError; prints help and exits for -h."""
+    import tyro
+
+    known = ["--" + name.replace("_", "-") for name in flatten(to_json(default))]
+    args = gathered([_spelled(arg) for arg in args])
+    for arg in args:
+        name = arg.partition("=")[0]
+        if name.startswith("--") and name not in (*known, *HELP):
+            raise UserError(f"unknown setting {name}{nearest(name, known)}")
+    wide = contextlib.nullcontext() if set(HELP) & set(args) else _columns(10_000)
+    said = io.StringIO()
+    try:
+        with wide, contextlib.redirect_stderr(said):
+            return tyro.cli(
+                type(default),
+                default=default,
+                args=args,
+                prog=command,
+                config=(tyro.conf.FlagConversionOff,),
+            )
+    except SystemExit as leaving:
+        if not leaving.code:
+            raise
+        raise UserError(one_line(said.getvalue())) from None
+
+
+def _spelled(arg: str) -> str:
+    """A flag with hyphens for underscores; a value as it is."""
+    if not arg.startswith("--"):
+        return arg
+    name, equals, value = arg.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
+def gathered(args: Sequence[str]) -> list[str]:
+    """Flags that may be repeated, each once with all of its values (tyro takes the last only)."""
+    out: list[str] = []
+    values: dict[str, list[str]] = {}
+    current: list[str] | None = None
+    for arg in args:
+        name, equals, value = arg.partition("=")
+        if name in REPEATABLE:
+            current = values.setdefault(name, [])
+            current += [value] if equals else []
+        elif current is not None and not arg.startswith("--"):
+            current.append(arg)
+        else:
+            current = None
+            out.append(arg)
+    for name, given in values.items():
+        out += [name, *given]
+    return out
+
+
+def one_line(box: str) -> str:
+    """What a box of tyro's says, before its rule."""
+    said = []
+    for line in box.splitlines():
+        if line.startswith("│"):
+            text = line.strip("│ ")
+            if text.startswith("───"):
+                break
+            said.append(text)
+    text = " ".join(" ".join(said).split()) or "the command line cannot be read"
+    text = re.sub(r"^Error parsing ", "", text).rstrip(".")
+    return f"{text} (see --help)"
+
+
+@contextlib.contextmanager
+def _columns(count: int) -> Iterator[None]:
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(count)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = before

@@ -1,0 +1,105 @@
+"""What the machine can do: peak FLOP/s, memory, names."""
+
+import os
+import platform
+import time
+
+import jax
+import jax.numpy as jnp
+
+# Dense bfloat16 FLOP/s of one JAX device, from vendors' data sheets. A v2 or v3 chip is two.
+PEAKS = {
+    "TPU v2": 22.5e12,
+    "TPU v3": 61.5e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "B200": 2250e12,
+    "A100": 312e12,
+    "A10G": 70e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "V100": 125e12,
+    "T4": 65e12,
+    "RTX 3090": 71e12,
+    "RTX 4090": 165e12,
+}
+_measured: float | None = None
+
+
+def peak_flops(devices: list) -> float | None:
+    """Peak FLOP/s of these devices together; None where it is not known.
+
+    From the table by the device's name (the longest entry that it contains); of a CPU, measured.
+    """
+    device = devices[0]
+    if device.platform == "cpu":
+        # Simulated devices share the machine.
+        return measured_cpu_flops()
+    kind = device.device_kind.lower()
+    names = [name for name in PEAKS if name.lower() in kind]
+    return PEAKS[max(names, key=len)] * len(devices) if names else None
+
+
+def measured_cpu_flops() -> float:
+    """The best of a few float32 matrix products, in FLOP/s; takes a fraction of a second."""
+    global _measured
+    if _measured is None:
+        size = 1024
+        with jax.default_device(jax.devices("cpu")[0]):
+            a = jnp.ones((size, size), jnp.float32)
+            product = jax.jit(jnp.matmul)
+            product(a, a).block_until_ready()
+            seconds = []
+            for _ in range(8):
+                begin = time.perf_counter()
+                product(a, a).block_until_ready()
+                seconds.append(time.perf_counter() - begin)
+        _measured = 2 * size**3 / min(seconds)
+    return _measured
+
+
+def memory_bytes(device) -> int | None:
+    """Memory of one device (of a CPU: of the machine); None where it is not told."""
+    if device.platform == "cpu":
+        try:
+            return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        except (ValueError, OSError):
+            return None
+    stats = device.memory_stats() or {}
+    return stats.get("bytes_limit")
+
+
+def describe(devices: list) -> str:
+    """The devices in a few words: "8 x TPU v4", "CPU, 2 cores"."""
+    device = devices[0]
+    if device.platform == "cpu":
+        simulated = f", {len(devices)} simulated devices" if len(devices) > 1 else ""
+        return f"CPU, {cores()} cores{simulated}"
+    return f"{len(devices)} x {device.device_kind}"
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def machine() -> dict[str, str | int]:
+    """The machine, for the record."""
+    return {
+        "system": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": cores(),
+        "devices": describe(jax.devices()),
+        "backend": jax.default_backend(),
+    }

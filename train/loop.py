@@ -1,0 +1,210 @@
+"""The loop around a training step, the same for every stage: it dispatches steps, and between
+them evaluates, samples, saves, and stops where a signal asks for it."""
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+
+from ..data import prefetch
+from .checkpoint import Checkpoints
+from .journal import Journal
+from .records import Lines
+
+AGAIN = 75  # EX_TEMPFAIL of sysexits.h: try again later
+PROFILE_AFTER = 10
+
+
+class StoppedError(Exception):
+    """A signal ended the run; `step` is the one that was saved, None where none was."""
+
+    def __init__(self, step: int | None):
+        self.step = step
+        super().__init__(f"stopped at step {step}")
+
+
+class Signals:
+    """SIGTERM and SIGINT: raise StoppedError at once, or, while a loop runs, only set `asked`.
+
+    A second signal raises KeyboardInterrupt whatever goes on.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.deferred = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Signals":
+        try:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._handle)
+        except ValueError:  # not the main thread: signals are somebody else's
+            pass
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, *_) -> NoReturn | None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        if not self.deferred:
+            raise StoppedError(None)
+
+    @contextmanager
+    def defer(self) -> Iterator[None]:
+        """Here a signal is noted; the code asks `asked`."""
+        self.deferred = True
+        try:
+            yield
+        finally:
+            self.deferred = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a stage does at each step."""
+
+    step: Callable[[Any, Any, Any], tuple[Any, dict]]
+    """`(state, batch, key) -> (state, metrics)`, dispatched, not waited for."""
+    batch: Callable[[int], Any]
+    """Batch number i, on the devices; called in a thread."""
+    key: Any
+    """The run's key."""
+    steps: int
+    """The last step."""
+    evaluate: Callable[[Any, bool], dict]
+    """`(state, whole) -> figures` on the validation part: `whole`, or what its settings say."""
+    sample: Callable[[Any, int], list[dict]] | None
+    """`(state, step) -> records` for samples.jsonl, each with `step`, `prompt` and `text`."""
+    store: Callable[[Any], dict]
+    """The trees of a state that a checkpoint holds."""
+    meta: dict
+    """What each checkpoint says of its run."""
+    eval_every: int
+    checkpoint_every: int
+    sample_every: int
+    profile: int = 0
+
+
+def due(step: int, every: int, steps: int) -> bool:
+    """Whether something that happens every so many steps, and at the end, happens now."""
+    return step == steps or (every > 0 and step % every == 0)
+
+
+def train(
+    state: Any,
+    begin: int,
+    plan: Plan,
+    journal: Journal,
+    checkpoints: Checkpoints,
+    samples: Lines,
+    signals: Signals,
+    folder: Path,
+) -> Any:
+    """The state after the last step. Raises StoppedError once a signal has come and the state is
+    saved. When it returns, the last state lies on disk."""
+    _catch_up(state, begin, plan, journal, samples)
+    trace = Trace(plan.profile, begin, plan.steps, folder / "profile")
+    batches = prefetch(plan.batch, begin, plan.steps)
+    validation: float | None = None
+    try:
+        with signals.defer():
+            for number, batch in zip(range(begin, plan.steps), batches, strict=True):
+                step = number + 1
+                trace.before(number)
+                state, metrics = plan.step(state, batch, plan.key)
+                journal.push(step, metrics)
+                trace.after(step, metrics)
+                validation = None
+                if due(step, plan.eval_every, plan.steps) and not signals.asked:
+                    validation = _evaluate(state, step, plan, journal)
+                if plan.sample and due(step, plan.sample_every, plan.steps) and not signals.asked:
+                    _sample(state, step, plan, journal, samples)
+                asked = signals.asked
+                if asked and due(step, plan.eval_every, plan.steps):
+                    journal.keep()
+                if due(step, plan.checkpoint_every or plan.eval_every, plan.steps) or asked:
+                    journal.pause()
+                    journal.sync()
+                    samples.sync()
+                    meta = {**plan.meta, "seconds": journal.seconds}
+                    checkpoints.save(step, plan.store(state), meta, validation)
+                    journal.resume()
+                if asked:
+                    checkpoints.finish()
+                    raise StoppedError(step)
+            checkpoints.finish()
+    finally:
+        batches.close()
+        trace.close()
+    return state
+
+
+def _catch_up(state: Any, begin: int, plan: Plan, journal: Journal, samples: Lines) -> None:
+    """What was due at the step that the run was stopped at, and left for now."""
+    line = next((one for one in journal.lines.read() if one["step"] == begin), {})
+    if begin and due(begin, plan.eval_every, plan.steps) and "val_nats_per_token" not in line:
+        figures = plan.evaluate(state, begin == plan.steps)
+        journal.lines.amend(begin, figures)
+    if begin and plan.sample and due(begin, plan.sample_every, plan.steps):
+        if not any(one["step"] == begin for one in samples.read()):
+            _sample(state, begin, plan, journal, samples)
+
+
+def _evaluate(state: Any, step: int, plan: Plan, journal: Journal) -> float | None:
+    journal.pause()
+    begin = time.perf_counter()
+    figures = plan.evaluate(state, step == plan.steps)
+    seconds = time.perf_counter() - begin
+    left = (plan.steps - step) // plan.eval_every if plan.eval_every else 0
+    journal.pauses = seconds * left
+    journal.add(step, figures)
+    journal.resume()
+    return figures.get("val_nats_per_token")
+
+
+def _sample(state: Any, step: int, plan: Plan, journal: Journal, samples: Lines) -> None:
+    assert plan.sample is not None
+    journal.pause()
+    records = plan.sample(state, step)
+    for record in records:
+        samples.append(record)
+    if step != plan.steps:
+        journal.display.note(f"step {step:,} writes: {records[0]['prompt']}{records[0]['text']}")
+    journal.resume()
+
+
+class Trace:
+    """A jax.profiler trace of a few steps, once the first ones have warmed up."""
+
+    def __init__(self, count: int, begin: int, steps: int, folder: Path):
+        self._folder = folder
+        self._first = min(begin + PROFILE_AFTER, max(steps - count, begin)) if count else None
+        self._last = (self._first or 0) + count
+        self._open = False
+
+    def before(self, number: int) -> None:
+        """Before step `number` (from 0) is dispatched."""
+        if number == self._first:
+            jax.profiler.start_trace(str(self._folder))
+            self._open = True
+
+    def after(self, step: int, metrics: dict) -> None:
+        """After `step` steps were dispatched."""
+        if self._open and step >= self._last:
+            jax.block_until_ready(metrics)
+            self.close()
+
+    def close(self) -> None:
+        """End the trace, if one is under way."""
+        if self._open:
+            jax.profiler.stop_trace()
+            self._open = False

@@ -1,0 +1,137 @@
+"""What a person sees while a run goes on: a live bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from typing import Protocol, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.text import Text
+
+PLAIN_SECONDS = 10.0
+REFRESH_PER_SECOND = 2  # drawing costs time that the step would have
+
+
+class Display(Protocol):
+    """Shows a run's progress."""
+
+    def start(self, step: int, steps: int) -> None:
+        """Begin at `step` of `steps`."""
+
+    def update(self, step: int, figures: dict, left: float | None) -> None:
+        """`figures` of a step, and the seconds that are left, where that can be told."""
+
+    def note(self, line: str) -> None:
+        """A line that stays."""
+
+    def stop(self) -> None:
+        """The end: what was shown stays."""
+
+
+def make_display(stream: TextIO | None = None) -> Display:
+    """A live bar where `stream` (stdout) is a terminal, plain lines where it is not."""
+    stream = stream or sys.stdout
+    return Bar(stream) if stream.isatty() else Plain(stream)
+
+
+def summary(figures: dict) -> str:
+    """The figures of a step, in words: loss 3.21 · val 3.30 · 12,345 tokens/s · MFU 31%."""
+    parts = []
+    if figures.get("loss_nats") is not None:
+        parts.append(f"loss {figures['loss_nats']:.4f}")
+    if figures.get("val_nats_per_token") is not None:
+        parts.append(f"val {figures['val_nats_per_token']:.4f}")
+    if figures.get("tokens_per_second"):
+        parts.append(f"{figures['tokens_per_second']:,.0f} tokens/s")
+    if figures.get("mfu"):
+        parts.append(f"MFU {figures['mfu']:.0%}")
+    if figures.get("skipped"):
+        parts.append(f"{figures['skipped']:.0f} skipped")
+    return " · ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Seconds for a person: 42 s, 3 min 20 s, 2 h 05 min, 3 d 4 h."""
+    seconds = max(0, round(seconds))
+    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
+    if not minutes:
+        return f"{seconds} s"
+    if not hours:
+        return f"{minutes} min {seconds % 60:02d} s"
+    if not days:
+        return f"{hours} h {minutes % 60:02d} min"
+    return f"{days:,} d {hours % 24} h"
+
+
+class Bar:
+    """A bar that is drawn in place."""
+
+    def __init__(self, stream: TextIO):
+        self._console = Console(file=stream, highlight=False)
+        self._progress = Progress(
+            TextColumn("step {task.completed:,.0f}/{task.total:,.0f}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[left]}", style="cyan"),
+            console=self._console,
+            refresh_per_second=REFRESH_PER_SECOND,
+            expand=True,
+        )
+        self._task: TaskID | None = None
+        self._validation: float | None = None
+
+    def start(self, step: int, steps: int) -> None:
+        """See Display."""
+        self._task = self._progress.add_task(
+            "", total=steps, completed=step, figures="compiling", left=""
+        )
+        self._progress.start()
+
+    def update(self, step: int, figures: dict, left: float | None) -> None:
+        """See Display."""
+        if self._task is None:
+            return
+        self._validation = figures.get("val_nats_per_token", self._validation)
+        shown = {**figures, "val_nats_per_token": self._validation}
+        remaining = "" if left is None else f"{duration(left)} left"
+        self._progress.update(self._task, completed=step, figures=summary(shown), left=remaining)
+
+    def note(self, line: str) -> None:
+        """See Display."""
+        self._console.print(Text(line))
+
+    def stop(self) -> None:
+        """See Display."""
+        if self._task is not None:
+            self._progress.update(self._task, left="")
+        self._progress.stop()
+
+
+class Plain:
+    """A line now and then, and one for every evaluation."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+        self._steps = 0
+        self._last = float("-inf")
+
+    def start(self, step: int, steps: int) -> None:
+        """See Display."""
+        self._steps = steps
+
+    def update(self, step: int, figures: dict, left: float | None) -> None:
+        """See Display."""
+        now = time.monotonic()
+        important = "val_nats_per_token" in figures
+        if not important and now - self._last < PLAIN_SECONDS:
+            return
+        self._last = now
+        tail = "" if left is None or step == self._steps else f" · {duration(left)} left"
+        self.note(f"step {step:,}/{self._steps:,} · {summary(figures)}{tail}")
+
+    def note(self, line: str) -> None:
+        """See Display."""
+        print(line, file=self._stream, flush=True)
+
+    def stop(self) -> None:
+        """See Display."""

@@ -1,0 +1,64 @@
+"""The final figures of a run, out of its own records."""
+
+import statistics
+from collections.abc import Sequence
+
+from .config import PretrainConfig
+from .progress import duration
+from .run import METRICS, Run
+
+LAST = 50
+
+
+def summarize(run: Run, config: PretrainConfig, *, epochs: Sequence[float], seconds: float) -> dict:
+    """summary.json of a finished run."""
+    lines = run.lines(METRICS).read()
+    steps = [line for line in lines if line.get("loss_nats") is not None]
+    evaluated = [line for line in lines if line.get("val_nats_per_token") is not None]
+    first, last = (evaluated[0], evaluated[-1]) if evaluated else ({}, {})
+    best = min(evaluated, key=lambda line: line["val_nats_per_token"], default={})
+    out = {
+        "steps": config.steps,
+        "tokens": config.steps * config.tokens_per_step,
+        "epochs": max(epochs),
+        "parameters": config.model.parameters(),
+        "seconds": round(seconds, 2),
+        "loss_nats": _mean(steps[-LAST:], "loss_nats"),
+        "val_nats_per_token_before": first.get("val_nats_per_token"),
+        "val_bits_per_byte_before": first.get("val_bits_per_byte"),
+        "best_val_nats_per_token": best.get("val_nats_per_token"),
+        "best_step": best.get("step"),
+        "tokens_per_second": _median(steps, "tokens_per_second"),
+        "mfu": _median(steps, "mfu"),
+        "skipped": steps[-1]["skipped"] if steps else 0,
+    }
+    return out | {name: value for name, value in last.items() if name.startswith("val_")}
+
+
+def _mean(lines: list[dict], name: str) -> float | None:
+    values = [line[name] for line in lines if line.get(name) is not None]
+    return statistics.fmean(values) if values else None
+
+
+def _median(lines: list[dict], name: str) -> float | None:
+    values = [line[name] for line in lines if line.get(name) is not None]
+    return statistics.median(values) if values else None
+
+
+def closing(summary: dict, samples: list[dict]) -> list[str]:
+    """What to tell at the end: samples, then figures."""
+    lines = []
+    newest = max((sample["step"] for sample in samples), default=None)
+    for sample in samples:
+        if sample["step"] == newest:
+            lines += ["", "--- a sample ---", f"{sample['prompt']}{sample['text']}".rstrip()]
+    lines += ["", f"trained {summary['steps']:,} steps in {duration(summary['seconds'])}"]
+    before, after = summary.get("val_bits_per_byte_before"), summary.get("val_bits_per_byte")
+    if before is not None and after is not None:
+        lines.append(
+            f"validation: {before:.4f} bits per byte before, {after:.4f} after "
+            f"({summary['val_nats_per_token']:.4f} nats per token)"
+        )
+    if summary["skipped"]:
+        lines.append(f"the guard skipped {summary['skipped']} steps")
+    return lines
