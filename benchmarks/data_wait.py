@@ -12,10 +12,17 @@ import time
 
 import jax
 
-from aludel.data import TrainBatches, build_store, make_tokenizer, parse_source, read_documents
+from aludel.data import (
+    TrainBatches,
+    build_store,
+    make_tokenizer,
+    parse_source,
+    prefetch,
+    read_documents,
+)
 from aludel.model import DecoderConfig, init_params, make_apply, make_mesh, param_groups
 from aludel.train import OptimizerConfig, init_state, lm_loss, make_optimizer, make_step
-from aludel.train.loop import batches_on_mesh
+from aludel.train.placing import placer
 
 
 def main() -> None:
@@ -37,7 +44,8 @@ def main() -> None:
     step = make_step(lm_loss(), make_apply(config), optimizer)
     mesh, key = make_mesh(devices=jax.devices()[:1]), jax.random.key(0)
 
-    fed = batches_on_mesh(data, mesh, 0, 10**9)
+    place = placer(mesh)
+    fed = prefetch(lambda number: place(data.batch(number)), 0, 10**9)
     kept = next(fed)
     for _ in range(3):
         state, metrics = step(state, kept, key)
@@ -55,6 +63,7 @@ def main() -> None:
     for kind, times in seconds.items():
         spread = f"{min(times) * 1e3:.1f} to {max(times) * 1e3:.1f}"
         print(f"{kind:8} {medians[kind] * 1e3:8.1f} ms a step (blocks {spread})")
+    fed.close()
     print(f"ratio {medians['store'] / medians['memory']:.4f}")
 
 
