@@ -32,6 +32,8 @@ MakeOptimizer = Callable[[Any], optax.GradientTransformation]
 class Layout:
     """How a state lies on the devices, and how it is stored."""
 
+    optimizer: optax.GradientTransformation
+    """What moves the parameters as they run."""
     shardings: TrainState
     """NamedShardings of the state."""
     target: dict
@@ -46,18 +48,14 @@ def make_layout(
     config: DecoderConfig, execution: Execution, make_optimizer: MakeOptimizer, mesh: Mesh
 ) -> Layout:
     """The layout of one decoder's state. make_optimizer: from the groups of its parameters."""
-    running = _abstract(config, execution, make_optimizer)
-    shardings = state_shardings(
-        make_optimizer(param_groups(config, execution)),
-        running.params,
-        param_shardings(config, execution, mesh),
-    )
-    stored = _abstract(config, STORED, make_optimizer)
-    stored_places = state_shardings(
-        make_optimizer(param_groups(config, STORED)),
-        stored.params,
-        stored_shardings(config, mesh),
-    )
+    optimizer = make_optimizer(param_groups(config, execution))
+    running = _abstract(config, execution, optimizer)
+    places = param_shardings(config, execution, mesh)
+    shardings = state_shardings(optimizer, running.params, places)
+    # The same state as a scanned decoder would hold it: that is how it is stored.
+    stacked = make_optimizer(param_groups(config, STORED))
+    stored = _abstract(config, STORED, stacked)
+    stored_places = state_shardings(stacked, stored.params, stored_shardings(config, mesh))
     target = jax.tree.map(
         lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
         _parts(to_tree(stored)),
@@ -75,6 +73,7 @@ def make_layout(
     # Off the CPU, saving moves the arrays to the host before it returns; stacked ones need no copy.
     direct = execution.scanned and jax.default_backend() != "cpu"
     return Layout(
+        optimizer,
         shardings,
         target,
         (lambda state: _parts(to_tree(state))) if direct else copied,
@@ -83,16 +82,13 @@ def make_layout(
 
 
 def _abstract(
-    config: DecoderConfig, execution: Execution, make_optimizer: MakeOptimizer
+    config: DecoderConfig, execution: Execution, optimizer: optax.GradientTransformation
 ) -> TrainState:
     """The shapes of a state."""
-
-    def build() -> TrainState:
-        params = init_params(config, execution)
-        optimizer = make_optimizer(param_groups(config, execution))
-        return TrainState(jnp.int32(0), params, optimizer.init(params), init_guard())
-
-    return jax.eval_shape(build)
+    params = jax.eval_shape(lambda: init_params(config, execution))
+    opt_state = jax.eval_shape(optimizer.init, params)
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    return TrainState(step, params, opt_state, jax.eval_shape(init_guard))
 
 
 def _parts(tree: dict) -> dict:

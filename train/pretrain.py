@@ -7,7 +7,7 @@ import jax
 
 from ..data import Tokenizer, TrainBatches
 from ..errors import UserError
-from ..model import check_mesh, init_params, make_apply, make_mesh, param_groups, replicated
+from ..model import check_mesh, init_params, make_apply, make_mesh, replicated
 from .check import check_loss
 from .config import PretrainConfig
 from .corpus import Corpus, check_tokenizer, open_corpus, tokenizer_of, with_vocabulary
@@ -88,9 +88,6 @@ def _pretrain(config: PretrainConfig, signals: Signals) -> Path:
     checkpoints = run.checkpoints
     checkpoints.tidy()
     found = checkpoints.newest_usable(layout.target, move=True) if resumes else None
-    optimizer = make_optimizer(
-        config.optimizer, config.steps, param_groups(model, config.execution)
-    )
     key = jax.device_put(jax.random.key(config.seed), replicated(mesh))
     begin, seconds = 0, 0.0
     if found:
@@ -101,7 +98,7 @@ def _pretrain(config: PretrainConfig, signals: Signals) -> Path:
         del stored, found
     else:
         params = init_params(model, config.execution, stream(key, "parameters"), mesh)
-        state = init_state(optimizer, params, layout.shardings)
+        state = init_state(layout.optimizer, params, layout.shardings)
     if begin > config.steps:
         raise UserError(
             f"{run.path}: is at step {begin} already, past steps = {config.steps}; "
@@ -132,7 +129,7 @@ def _pretrain(config: PretrainConfig, signals: Signals) -> Path:
     step = make_step(
         loss,
         apply,
-        optimizer,
+        layout.optimizer,
         accumulation=config.accumulation,
         sources=corpus.names if len(corpus.names) > 1 else (),
         guard=config.guard,

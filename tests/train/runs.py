@@ -1,0 +1,67 @@
+"""Small runs for the tests of the running part."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+TINY = [
+    *("--model.layers", "2", "--model.width", "16", "--model.heads", "2"),
+    *("--model.context", "16", "--batch", "4", "--tokenizer", "byte", "--sample-tokens", "8"),
+    *("--tensorboard", "False"),
+]
+WORDS = "the quick brown fox jumps over the lazy dog and runs away from it again ".split()
+
+
+def write_text(folder: Path, words: int = 1500) -> Path:
+    """A text of so many words, the same each time."""
+    path = folder / "text.txt"
+    path.write_text(" ".join(WORDS[(7 * n * n + n) % len(WORDS)] for n in range(words)))
+    return path
+
+
+def command(text: Path, out: Path, *flags: str, config: str = "demo") -> list[str]:
+    """The command line of a tiny run."""
+    train = [sys.executable, "-m", "aludel.cli", "pretrain", config, "--data", f"text:{text}"]
+    return [*train, *TINY, "--out", str(out), *flags]
+
+
+def environment(devices: int = 1, compiled: bool = True) -> dict[str, str]:
+    """What a subprocess runs in; `compiled`: programs compiled by earlier ones are kept."""
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    out = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "COLUMNS": "200"}
+    if compiled:
+        out["JAX_COMPILATION_CACHE_DIR"] = str(Path(os.environ["ALUDEL_CACHE"]) / "compiled")
+        out["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    return out
+
+
+def run(
+    words: list[str], devices: int = 1, compiled: bool = True, **kwargs
+) -> subprocess.CompletedProcess:
+    """A command, to its end."""
+    env = environment(devices, compiled)
+    return subprocess.run(words, env=env, capture_output=True, text=True, timeout=300, **kwargs)
+
+
+def metrics(out: Path) -> list[dict]:
+    """The lines of metrics.jsonl; each must be whole."""
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def exact(out: Path) -> list[tuple]:
+    """What must be bit for bit the same of each step, however often a run was stopped."""
+    names = ("step", "loss_nats", "grad_norm", "learning_rate", "val_nats_per_token", "skipped")
+    return [tuple(line.get(name) for name in names) for line in metrics(out)]
+
+
+def wait_for(condition, process: subprocess.Popen, seconds: float = 120.0) -> bool:
+    """Whether the condition came true while the process ran."""
+    end = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.005)
+    return False
