@@ -24,7 +24,7 @@ def train(config: str, seed: int, text: Path, out: Path) -> dict:
     if not (run / "summary.json").exists():
         command = [sys.executable, "-m", "aludel.cli", "pretrain", config]
         command += ["--data", f"text:{text}", "--tokenizer", "char", "--seed", str(seed)]
-        command += ["--eval-every", "50", "--out", str(run)]
+        command += ["--eval-every", "100", "--out", str(run)]
         subprocess.run(command, check=True)
     summary = json.loads((run / "summary.json").read_text())
     passed = None
