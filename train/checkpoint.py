@@ -33,10 +33,10 @@ class DamagedError(Exception):
 
 
 def checksum(array: Array) -> Array:
-    """uint32: the bits of an array, each word times an odd number by its place, added up.
+    """uint32: the bits of an array, each word mixed with its place, added up modulo 2^32.
 
-    Whole numbers modulo 2^32, so the order of the sum, and with it the sharding, does not matter;
-    an odd factor lets no change of a single word go unseen, and different ones see exchanges.
+    Whole numbers, so the order of the sum, and with it the sharding, does not matter. The mixing
+    (MurmurHash3's finaliser) is one to one: no change of a single word goes unseen.
     """
     words = array.astype(jnp.int32) if array.dtype == jnp.bool_ else array
     if words.dtype.itemsize == 4:
@@ -49,7 +49,10 @@ def checksum(array: Array) -> Array:
     for axis in reversed(range(words.ndim)):
         at = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
         place, stride = place + at * jnp.uint32(stride % 2**32), stride * words.shape[axis]
-    return jnp.sum(words * (2 * place + 1), dtype=jnp.uint32)
+    mixed = words ^ (place * jnp.uint32(0x9E3779B9))
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        mixed = (mixed ^ (mixed >> shift)) * jnp.uint32(factor)
+    return jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32)
 
 
 def _named(tree: dict) -> dict[str, Any]:
@@ -208,4 +211,5 @@ def _reason(error: Exception) -> str:
 def quiet() -> None:
     """Orbax tells of errors by exceptions; its log of them is not for users."""
     absl_logging.set_verbosity(absl_logging.FATAL)
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
