@@ -1,8 +1,8 @@
 """The guard: skips steps whose gradient is not finite or spikes, and cannot poison itself.
 
 It keeps the running mean and deviation of the log of the gradient norms of accepted steps only,
-so that an infinite norm never enters them, and a skipped step is dropped by selection, never by
-a multiplication with 0 (0 * inf is NaN).
+so that an infinite norm never enters them; and the old state is chosen in place of a skipped
+step's, never blended in by a multiplication with 0 (0 * inf is NaN).
 """
 
 from dataclasses import dataclass

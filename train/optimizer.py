@@ -7,15 +7,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
-from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from ..errors import UserError
+from .muon import scale_by_muon
 from .schedule import ScheduleName, make_schedule
 
 Group = Literal["matrix", "embedding", "head", "vector"]
-
-# A kernel is [in, out], stacked [layers, in, out]: every layer is orthogonalised on its own.
-KERNEL_AXES = MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
 
 
 @dataclass(frozen=True)
@@ -101,7 +98,7 @@ def make_optimizer(
     steps: updates in the whole run, for the schedule. groups: the parameters' tree with the name
     of its group in each leaf. The update of a matrix under Muon is the orthogonalised momentum
     times sqrt(max(1, out / in)), Keller Jordan's scaling and optax's default, so that rates carry
-    over from modded-nanogpt: about .01 to .02, with .02 for Adam on the embedding and .004 on the
+    over from modded-nanogpt: about .01 to .02, with Adam's .02 for the embedding and .004 for the
     head. Stacked matrices [layers, in, out] and separate ones are given the same update.
     """
     links = [optax.clip_by_global_norm(config.clip)] if config.clip else []
@@ -119,23 +116,7 @@ def _precondition(config: OptimizerConfig, groups: Any) -> optax.GradientTransfo
         return adam
     labels = jax.tree.map(lambda group: "muon" if group == "matrix" else "adam", groups)
 
-    def axes(tree: Any) -> Any:
-        return jax.tree.map(lambda _: KERNEL_AXES, tree)
-
-    muon = optax.chain(
-        scale_by_muon(beta=config.momentum, weight_dimension_numbers=axes),
-        _scale_by_shape(),
-    )
-    return optax.partition({"muon": muon, "adam": adam}, labels)
-
-
-def _scale_by_shape() -> optax.GradientTransformation:
-    """Muon's factor sqrt(max(1, out / in)) for kernels [..., in, out]."""
-
-    def scale(update: Array) -> Array:
-        return update * max(1.0, update.shape[-1] / update.shape[-2]) ** 0.5
-
-    return optax.stateless(lambda updates, _: jax.tree.map(scale, updates))
+    return optax.partition({"muon": scale_by_muon(config.momentum), "adam": adam}, labels)
 
 
 def _scale_by_rates(
