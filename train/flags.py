@@ -75,14 +75,15 @@ def gathered(args: Sequence[str]) -> list[str]:
 
 
 def one_line(box: str) -> str:
-    """What a box of tyro's says, before its rule."""
+    """What a box of tyro's says: between its title and the first rule. Where stdout is not UTF-8
+    the box is a title, a rule and indented lines."""
+    lines = box.splitlines()
+    lines = lines[1 if box.startswith("╭") else 2 :]
     said = []
-    for line in box.splitlines():
-        if line.startswith("│"):
-            text = line.strip("│ ")
-            if text.startswith("───"):
-                break
-            said.append(text)
+    for text in (line.strip("│ ") for line in lines):
+        if set(text) <= set("─-╰╯"):
+            break
+        said.append(text)
     text = " ".join(" ".join(said).split()) or "the command line cannot be read"
     text = re.sub(r"^Error parsing ", "", text).rstrip(".")
     return f"{text} (see --help)"

@@ -17,7 +17,6 @@ from aludel.train.checkpoint import Checkpoints, DamagedError, checksum
 
 from . import runs
 
-
 # No file may grow past a limit: imitates a disk that fills up, and needs no privileges.
 LIMITED = """import os, resource, sys
 limit = int(sys.argv[1])

@@ -1,4 +1,4 @@
-"""Killed at any moment and run again, a run repeats the losses of an undisturbed one, bit for bit."""
+"""Killed at any moment and run again, a run repeats the losses of one left alone, bit for bit."""
 
 import random
 import shutil
