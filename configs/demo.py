@@ -26,7 +26,7 @@ CONFIGS = {
         ),
         data=("python",),
         tokenizer="bpe:2048",
-        steps=600,
+        steps=400,
         batch=16,
         optimizer=OptimizerConfig(
             name="muon",
