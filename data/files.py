@@ -92,7 +92,7 @@ def decode(raw: bytes, where: str, options: ReadOptions, offset: int = 0) -> tup
         if options.decode_errors == "strict":
             raise UserError(
                 f"{where}: byte {offset + error.start} (0x{raw[error.start]:02x}) is not UTF-8; "
-                "mend the file, or pass decode_errors=replace to replace and count such bytes"
+                "mend the file, or pass --decode-errors replace to replace and count such bytes"
             ) from None
     text = raw.decode("utf-8", "replace")
     return text, text.count(REPLACEMENT) - raw.count(REPLACEMENT.encode())
@@ -150,7 +150,7 @@ def record_text(record: dict, where: str, options: ReadOptions) -> tuple[str, in
         if options.decode_errors == "strict":
             raise UserError(
                 f"{where}: field {field!r} holds a lone surrogate at character {error.start}; "
-                "mend it, or pass decode_errors=replace to replace and count such characters"
+                "mend it, or pass --decode-errors replace to replace and count such characters"
             ) from None
         mended = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         return mended, mended.count(REPLACEMENT) - text.count(REPLACEMENT)
