@@ -125,7 +125,7 @@ class Journal:
         return speed
 
     def _left(self, step: int) -> float | None:
-        if not self._durations:
+        if not self._durations or step == self._steps:
             return None
         return (self._steps - step) * sum(self._durations) / len(self._durations) + self.pauses
 

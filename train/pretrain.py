@@ -59,6 +59,7 @@ def _pretrain(config: PretrainConfig, signals: Signals) -> Path:
     # ---- the run folder, the tokenizer, the data
     run = open_folder(config.out or "runs/pretrain")
     resumes = run.exists
+    say(f"preparing: {', '.join(config.data)}; tokenizer {config.tokenizer}")
     tokenizer = tokenizer_of(config, run)
     config = with_vocabulary(config, tokenizer)
     if resumes:

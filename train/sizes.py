@@ -14,7 +14,7 @@ from .progress import duration
 from .run import SUMMARY, Run
 
 # The share of peak FLOP/s that a step reaches, for an estimate before anything was measured.
-CPU_UTILIZATION = 0.3
+CPU_UTILIZATION = 0.35
 ACCELERATOR_UTILIZATION = 0.4
 
 
