@@ -1,0 +1,147 @@
+"""Settings: JSON and back, what may differ between sessions, the named configs."""
+
+import ast
+import dataclasses
+import inspect
+import json
+import textwrap
+from importlib import import_module
+
+import pytest
+
+from aludel.configs import MODULES, NAMES, named
+from aludel.errors import UserError
+from aludel.model import DecoderConfig, Execution, MeshConfig
+from aludel.train import GuardConfig, OptimizerConfig
+from aludel.train.config import (
+    FREE_TO_CHANGE,
+    PretrainConfig,
+    difference,
+    flatten,
+    from_json,
+    to_json,
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_named_configs_survive_json(name):
+    config = named(name)
+    back = from_json(PretrainConfig, json.loads(json.dumps(to_json(config))), "config.json")
+    assert back == config
+
+
+def test_every_module_lists_its_configs():
+    for module, names in MODULES.items():
+        assert tuple(import_module(f"aludel.configs.{module}").CONFIGS) == names
+
+
+def test_fewer_than_100_keys_beside_the_decoder():
+    flat = flatten(to_json(PretrainConfig()))
+    assert len([name for name in flat if not name.startswith("model.")]) < 100
+
+
+@pytest.mark.parametrize(
+    "kind", [PretrainConfig, DecoderConfig, OptimizerConfig, GuardConfig, MeshConfig, Execution]
+)
+def test_each_field_says_what_it_is_for(kind):
+    (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    for field, after in zip(body.body, body.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign):
+            told = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+            assert told and len(after.value.value) > 10, ast.unparse(field)
+
+
+@pytest.mark.parametrize(
+    ("values", "part"),
+    [
+        ({"stepz": 1}, "unknown key 'stepz'; did you mean 'steps'?"),
+        ({"model": {"layer": 1}}, "did you mean 'layers'?"),
+        ({"steps": "many"}, "steps cannot be 'many'"),
+        ({"steps": True}, "steps cannot be True"),
+        ({"decode_errors": "ignore"}, "decode_errors cannot be 'ignore'"),
+        ({"model": 3}, "must be an object"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"batch": 6, "accumulation": 4}, "accumulation = 4 does not divide batch = 6"),
+    ],
+)
+def test_what_json_must_not_hold(values, part):
+    with pytest.raises(UserError, match=part.replace("?", r"\?")):
+        from_json(PretrainConfig, values, "config.json")
+
+
+def test_whole_numbers_are_floats_too():
+    config = from_json(PretrainConfig, {"z_loss": 0, "optimizer": {"clip": 1}}, "config.json")
+    assert config.z_loss == 0 and config.optimizer.clip == 1
+
+
+def test_difference_names_the_first_field_that_may_not_differ():
+    old = json.loads(json.dumps(to_json(PretrainConfig(data=("a", "b")))))
+    assert difference(old, to_json(PretrainConfig(data=("a", "b"))), FREE_TO_CHANGE) is None
+    moved = PretrainConfig(data=("a", "b"), steps=7, out="x", accumulation=2, log_every=3)
+    assert difference(old, to_json(moved), FREE_TO_CHANGE) is None
+    other = PretrainConfig(data=("a", "b"), model=DecoderConfig(width=64))
+    said = difference(old, to_json(other), FREE_TO_CHANGE)
+    assert said == "model.width is 128 there and 64 here"
+    assert "data is ['a', 'b'] there and ['a'] here" in difference(
+        old, to_json(PretrainConfig(data=("a",))), FREE_TO_CHANGE
+    )
+
+
+def test_free_fields_exist():
+    assert set(FREE_TO_CHANGE) <= {field.name for field in dataclasses.fields(PretrainConfig)}
+
+
+def test_paths_mean_the_same_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = PretrainConfig(
+        data=("text:a.txt=2", "python", "tfds:x:train"), loss="l.py:f", tokenizer="t.json"
+    ).resolved()
+    assert config.data == (f"text:{tmp_path}/a.txt=2", "python", "tfds:x:train")
+    assert config.loss == f"{tmp_path}/l.py:f" and config.tokenizer == f"{tmp_path}/t.json"
+    assert PretrainConfig(tokenizer="bpe:300").resolved().tokenizer == "bpe:300"
+    assert config.resolved() == config
+
+
+# Parameters as the papers give them, in millions, and GPT-3's shapes.
+@pytest.mark.parametrize(
+    ("name", "millions", "tolerance"),
+    [
+        ("gpt2", 124.4, 0.001),
+        ("gpt2-medium", 354.8, 0.001),
+        ("gpt2-large", 774.0, 0.001),
+        ("gpt2-xl", 1557.6, 0.001),
+        ("gpt3-125m", 125, 0.01),
+        ("gpt3-350m", 356, 0.01),
+        ("gpt3-760m", 760, 0.01),
+        ("gpt3-1.3b", 1316, 0.01),
+        ("gpt3-2.7b", 2650, 0.01),
+        ("gpt3-6.7b", 6660, 0.01),
+        ("gpt3-13b", 12850, 0.01),
+        ("gpt3-175b", 174600, 0.002),
+        ("llama-160m", 162, 0.01),
+        ("llama-1b", 1100, 0.01),
+        ("llama2-7b", 6738, 0.001),
+        ("llama3-8b", 8030, 0.001),
+        ("llama3-70b", 70550, 0.001),
+        ("llama3-405b", 405850, 0.001),
+    ],
+)
+def test_ladders_have_the_published_sizes(name, millions, tolerance):
+    assert named(name).model.parameters() / 1e6 == pytest.approx(millions, rel=tolerance)
+
+
+def test_gpt3_trains_on_300_billion_tokens():
+    for name in MODULES["gpt3"]:
+        config = named(name)
+        assert config.steps * config.tokens_per_step == pytest.approx(300e9, rel=1e-4)
+        warm_up = config.optimizer.warmup * config.tokens_per_step
+        assert warm_up == pytest.approx(375e6, rel=0.005)
+
+
+def test_shakespeare_configs_have_one_budget():
+    old, new = (named(name) for name in MODULES["shakespeare"])
+    count = [config.model.with_vocab(65).parameters() for config in (old, new)]
+    assert abs(count[1] / count[0] - 1) < 0.02
+    for name in ("steps", "batch"):
+        assert getattr(old, name) == getattr(new, name)
+    assert old.model.context == new.model.context == 64
