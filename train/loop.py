@@ -81,7 +81,8 @@ class Plan:
     steps: int
     """The last step."""
     evaluate: Callable[[Any, bool], dict]
-    """`(state, whole) -> figures` on the validation part: `whole`, or what its settings say."""
+    """`(state, whole) -> figures` on the validation part: `whole`, or what its settings say; none
+    where a signal cut it short."""
     sample: Callable[[Any, int], list[dict]] | None
     """`(state, step) -> records` for samples.jsonl, each with `step`, `prompt` and `text`."""
     store: Callable[[Any], dict]
@@ -166,7 +167,8 @@ def _evaluate(state: Any, step: int, plan: Plan, journal: Journal) -> float | No
     seconds = time.perf_counter() - begin
     left = (plan.steps - step) // plan.eval_every if plan.eval_every else 0
     journal.pauses = seconds * left
-    journal.add(step, figures)
+    if figures:
+        journal.add(step, figures)
     journal.resume()
     return figures.get("val_nats_per_token")
 

@@ -141,10 +141,22 @@ def _pretrain(config: PretrainConfig, signals: Signals) -> Path:
 
     def evaluate(state: Any, whole: bool) -> dict:
         tokens = 0 if whole else config.eval_tokens // len(corpus.validation)
-        scores = [
-            score(eval_step, state.params, store, rows, model.context, place, tokens=tokens)
-            for store in corpus.validation
-        ]
+        scores = []
+        for store in corpus.validation:
+            scores.append(
+                score(
+                    eval_step,
+                    state.params,
+                    store,
+                    rows,
+                    model.context,
+                    place,
+                    tokens=tokens,
+                    stop=lambda: signals.asked,
+                )
+            )
+            if signals.asked:
+                return {}
         return figures(scores, corpus.names)
 
     sample = make_samples(config, tokenizer, stream(key, "samples"))
