@@ -8,7 +8,8 @@ STAMP := $(VENV)/.installed
 COMPARE := $(VENV)/.installed-compare
 # Only errors are printed: pip's warnings are about pip.
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
-TESTS := $(BIN)/python -m pytest -c tests/pytest.ini
+# Two at a time, a file to one process: most of the time is compilation, which uses one core.
+TESTS := $(BIN)/python -m pytest -c tests/pytest.ini -n 2 --dist loadfile
 
 .PHONY: help demo test test-all lint format clean
 

@@ -53,7 +53,7 @@ setup(
         "tensorboardX>=2.6",
     ],
     extras_require={
-        "dev": ["pytest>=8", "hypothesis>=6", "ruff>=0.14", "setuptools>=77"],
+        "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "ruff>=0.14", "setuptools>=77"],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
         "compare": ["torch>=2.4", "transformers>=5.0"],

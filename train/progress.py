@@ -83,7 +83,11 @@ class Bar:
     def start(self, step: int, steps: int) -> None:
         """See Display."""
         self._task = self._progress.add_task(
-            "", total=steps, completed=step, figures="evaluating, compiling", left=""
+            "",
+            total=steps,
+            completed=step,
+            figures="evaluating, compiling" if step < steps else "",
+            left="",
         )
         self._progress.start()
 
