@@ -17,6 +17,8 @@ from .config import flatten, to_json
 Config = TypeVar("Config")
 REPEATABLE = ("--data", "--prompts")
 HELP = ("-h", "--help")
+ABOUT = """Any setting is a flag under its dotted name; --data and --prompts may be repeated.
+--dry-run prints what would be trained, its memory and the time it would take."""
 
 
 def parse_flags(default: Config, args: Sequence[str], command: str) -> Config:
@@ -38,6 +40,7 @@ def parse_flags(default: Config, args: Sequence[str], command: str) -> Config:
                 default=default,
                 args=args,
                 prog=command,
+                description=ABOUT,
                 config=(tyro.conf.FlagConversionOff,),
             )
     except SystemExit as leaving:

@@ -111,11 +111,11 @@ def _with_new(names: set[str]) -> set[str]:
 
 def check_same(run: Run, stage: str, config: Any) -> None:
     """`UserError` that names a field which differs from the run's and may not."""
-    values = read_json(run.path / CONFIG)
-    there = values.pop("stage", None)
-    if there != stage:
-        raise UserError(f"{run.path}: a run of aludel {there}; name another folder with --out")
-    differs = difference(values, to_json(config), FREE_TO_CHANGE)
+    if run.stage() != stage:
+        raise UserError(
+            f"{run.path}: a run of aludel {run.stage()}; name another folder with --out"
+        )
+    differs = difference(to_json(run.config()), to_json(config), FREE_TO_CHANGE)
     if differs:
         raise UserError(
             f"{run.path}: a run with other settings: {differs}; name another folder with --out, "
