@@ -39,12 +39,17 @@ def run(argv: list[str]) -> int:
     except UserError as error:
         fail(str(error))
         return MISTAKE
-    except KeyboardInterrupt:
-        fail("interrupted")
-        return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+    except OSError as error:
+        if error.filename is None:
+            raise
+        fail(f"{error.filename}: {error.strerror or error}")
+        return MISTAKE
+    except KeyboardInterrupt:
+        fail("interrupted")
+        return INTERRUPTED
 
 
 def fail(text: str) -> None:
@@ -210,6 +215,8 @@ def evaluate(args: list[str]) -> int:
     parser.add_argument("--split", default="all", choices=("all", "train", "validation"))
     parser.add_argument("--stride", type=int, help="windows slide by so many tokens (no overlap)")
     parser.add_argument("--checkpoint", default="newest", help="newest, best or a step (newest)")
+    parser.add_argument("--text-field", help="the field of a record that holds its text")
+    parser.add_argument("--decode-errors", choices=("strict", "replace"))
     parser.add_argument("--out", help="write the figures to this file, as JSON")
     options = parser.parse(args)
     from .train.evaluate import evaluate as score
@@ -221,6 +228,8 @@ def evaluate(args: list[str]) -> int:
         split=options.split,
         stride=options.stride,
         checkpoint=options.checkpoint,
+        text_field=options.text_field,
+        decode_errors=options.decode_errors,
         out=options.out,
     )
     rows = [

@@ -18,11 +18,14 @@ KERNELS = {
 
 
 def why_not_cudnn(
-    backend: str, dtype: str, length: int, head_dim: int, segments: bool
+    backend: str, dtype: str, length: int, head_dim: int, segments: bool, capability: float = 8.0
 ) -> str | None:
-    """What keeps cuDNN's kernel from this attention, or None."""
+    """What keeps cuDNN's kernel from this attention, or None. capability: the GPU's compute
+    capability, 0 where it has none (not NVIDIA's)."""
     if backend != "gpu":
         return f"it needs an NVIDIA GPU, and the backend is {backend}"
+    if capability < 8.0:
+        return f"it needs an NVIDIA GPU of compute capability 8.0, not {capability}"
     if dtype not in ("bfloat16", "float16"):
         return f"it computes in bfloat16 or float16, not {dtype}"
     if head_dim % 8 or head_dim > 128:
@@ -36,11 +39,17 @@ def why_not_cudnn(
 
 
 def choose_kernel(
-    requested: str, backend: str, dtype: str, length: int, head_dim: int, segments: bool
+    requested: str,
+    backend: str,
+    dtype: str,
+    length: int,
+    head_dim: int,
+    segments: bool,
+    capability: float = 8.0,
 ) -> tuple[str, str]:
     """(name, reason) of the kernel to use. A kernel that is asked for by name and cannot honour
     the mask, the dtype or the machine raises `UserError`: never a silent fallback."""
-    obstacle = why_not_cudnn(backend, dtype, length, head_dim, segments)
+    obstacle = why_not_cudnn(backend, dtype, length, head_dim, segments, capability)
     if requested != "auto":
         if requested == "cudnn" and obstacle:
             raise UserError(f"execution.attention = cudnn cannot be used: {obstacle}")
@@ -52,6 +61,14 @@ def choose_kernel(
     if backend == "tpu":
         return "blocked", "no TPU kernel in this version yet"
     return "blocked", "computes the visible half only"
+
+
+def compute_capability() -> float:
+    """Of the first device: 8.0, 9.0, ...; 0 where it is not an NVIDIA GPU."""
+    try:
+        return float(jax.devices()[0].compute_capability)
+    except (AttributeError, ValueError):
+        return 0.0
 
 
 @functools.cache
@@ -76,6 +93,7 @@ def attention(
         length,
         head_dim,
         segment_ids is not None,
+        compute_capability(),
     )
     if kernel == "auto":
         _say(f"attention: {name} ({reason})")

@@ -259,7 +259,8 @@ class Decoder(nn.Module):
 
         x = Norm(c.norm, c.norm_eps, c.norm_affine, c.bias, name="final_norm")(x)
         if not c.tied:  # made here, used by `logprobs`
-            init = nn.initializers.zeros_init() if c.zero_init else init
+            normal = _normal(c.init_std or c.width**-0.5)
+            init = nn.initializers.zeros_init() if c.zero_init else normal
             Table(c.vocab_size, c.width, ("vocab", "embed"), init, "kernel", name="head")()
         if cache is None:
             return x

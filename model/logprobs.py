@@ -65,14 +65,15 @@ def token_scores(
     pad = -count % pieces
 
     def split(x: Array) -> Array:
+        """By stride: tokens that are sharded over devices stay there."""
         padded = jnp.pad(x, [(0, pad)] + [(0, 0)] * (x.ndim - 1))
-        return padded.reshape(pieces, -1, *x.shape[1:])
+        return jnp.swapaxes(padded.reshape(-1, pieces, *x.shape[1:]), 0, 1)
 
     out = jax.lax.map(
         lambda part: _scores(part[0], head, part[1], part[2], settings),
         (split(hidden), split(targets), split(inverse)),
     )
-    return jax.tree.map(lambda x: x.reshape(-1)[:count], out)
+    return jax.tree.map(lambda x: x.T.reshape(-1)[:count], out)
 
 
 def _even(vocab: int, block: int) -> int:

@@ -1,5 +1,6 @@
 """What losses see of a decoder: `apply(params, batch, want, key)` and no logits."""
 
+import math
 from collections.abc import Callable, Mapping
 
 import jax
@@ -10,7 +11,8 @@ from jax.sharding import Mesh
 from .config import DecoderConfig
 from .decoder import Decoder
 from .execution import DEFAULT, Execution
-from .logprobs import token_scores
+from .logprobs import BLOCK_ELEMENTS, token_scores
+from .sharding import RULES
 
 Batch = Mapping[str, Array]
 Apply = Callable[..., dict[str, Array]]
@@ -36,6 +38,8 @@ def make_apply(
     `config.dropout`, noise is drawn for each row by `fold_in(key, row)`.
     """
     decoder = Decoder(config, execution, mesh)
+    split = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in RULES["batch"])
+    block = BLOCK_ELEMENTS * split  # the budget is a device's, the tokens are everybody's
 
     def apply(
         params: Mapping,
@@ -64,7 +68,7 @@ def make_apply(
         )
         out = {"hidden": hidden.reshape(*shape, -1)} if "hidden" in want else {}
         if {"logp", "entropy", "logsumexp"} & set(want):
-            scores = _scores(hidden, params, batch, config, "entropy" in want)
+            scores = _scores(hidden, params, batch, config, "entropy" in want, block)
             out |= {name: getattr(scores, name).reshape(shape) for name in want if name != "hidden"}
         return out
 
@@ -81,7 +85,14 @@ def _row_keys(key: Array, row: Array, rows: int) -> Array:
     return jax.vmap(jax.random.fold_in)(jnp.repeat(keys, inner), place)
 
 
-def _scores(hidden: Array, params: Mapping, batch: Batch, config: DecoderConfig, entropy: bool):
+def _scores(
+    hidden: Array,
+    params: Mapping,
+    batch: Batch,
+    config: DecoderConfig,
+    entropy: bool,
+    block_elements: int,
+):
     targets, temperature = batch["targets"].reshape(-1), batch.get("temperature")
     if temperature is not None:
         temperature = jnp.repeat(temperature, targets.size // temperature.shape[0])
@@ -92,4 +103,5 @@ def _scores(hidden: Array, params: Mapping, batch: Batch, config: DecoderConfig,
         temperature,
         config.logit_cap,
         entropy,
+        block_elements,
     )

@@ -40,7 +40,8 @@ DATA_PARALLEL = MeshConfig()
 
 
 def make_mesh(config: MeshConfig = DATA_PARALLEL, devices: list | None = None) -> Mesh:
-    """A mesh over `devices` (None: all). Raises `UserError` where they do not fit."""
+    """A mesh over `devices` (None: all), or over the first of them where the config names every
+    size and needs fewer. Raises `UserError` where they do not fit."""
     devices = jax.devices() if devices is None else devices
     sizes = [config.data, config.fsdp, config.tensor]
     for axis, size in zip(MESH_AXES, sizes, strict=True):
@@ -51,6 +52,8 @@ def make_mesh(config: MeshConfig = DATA_PARALLEL, devices: list | None = None) -
     known = math.prod(size for size in sizes if size != -1)
     if -1 in sizes:
         sizes[sizes.index(-1)] = max(len(devices) // known, 1)
+    if -1 not in (config.data, config.fsdp, config.tensor):
+        devices = devices[: math.prod(sizes)]  # a mesh that is spelt out may leave devices idle
     if math.prod(sizes) != len(devices):
         shape = " x ".join(f"{a} {s}" for a, s in zip(MESH_AXES, sizes, strict=True))
         raise UserError(f"a mesh of {shape} does not fit {len(devices)} devices")

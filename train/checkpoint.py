@@ -158,7 +158,11 @@ class Checkpoints:
                 self.folder, options=ocp.CheckpointManagerOptions(read_only=True)
             ) as manager:
                 found = manager.restore(step, args=args)
+        except (MemoryError, PermissionError):
+            raise  # not the checkpoint's fault
         except Exception as error:  # damage shows as any of many kinds
+            if "RESOURCE_EXHAUSTED" in str(error):
+                raise
             raise DamagedError(_reason(error)) from None
         stored = {name: found[name] for name in target}
         meta = found["meta"]
@@ -172,16 +176,21 @@ class Checkpoints:
         self, target: dict, say: Say | None = None, move: bool = False
     ) -> tuple[dict, dict] | None:
         """What `restore` gives of the newest checkpoint that is whole; None where there is none
-        at all. Damaged ones are named in a line each, and with `move` set aside."""
+        at all. Damaged ones are named in a line each and, with `move` and once an older one has
+        been read, set aside: where none can be used, nothing is touched."""
         say = say or self._say
-        steps = self.steps()
+        steps, damaged = self.steps(), []
         for step in reversed(steps):
             try:
-                return self.restore(step, target)
+                found = self.restore(step, target)
             except DamagedError as error:
                 say(f"{self.folder / str(step)}: damaged checkpoint ({error}); not used")
-                if move:
-                    self.set_aside(step)
+                damaged.append(step)
+                continue
+            if move:
+                for other in damaged:
+                    self.set_aside(other)
+            return found
         if steps:
             raise UserError(
                 f"{self.folder}: none of its {len(steps)} checkpoints can be used; "

@@ -1,6 +1,7 @@
 """`aludel eval`: nats per token, perplexity and bits per byte of a run on any text."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -24,14 +25,24 @@ def evaluate(
     split: str = "all",
     stride: int | None = None,
     checkpoint: str = "newest",
+    text_field: str | None = None,
+    decode_errors: str | None = None,
     out: str | None = None,
 ) -> dict:
-    """Figures of a run on all of the data, each token scored once; written to `out` as JSON."""
+    """Figures of a run on all of the data, each token scored once; written to `out` as JSON.
+
+    text_field, decode_errors: None takes the run's own settings.
+    """
     run = find_run(folder)
     config = run.config()
     model, length = config.model, config.model.context
     sources = [parse_source(source) for source in data]
-    mesh, execution = make_mesh(MeshConfig()), Execution()
+    if text_field is not None:
+        config = replace(config, text_field=text_field)
+    if decode_errors is not None:
+        config = replace(config, decode_errors=decode_errors)
+    # Parameters over all devices: what needed that to be trained needs it to be read.
+    mesh, execution = make_mesh(MeshConfig(data=1, fsdp=-1)), Execution()
     tokenizer = run.tokenizer()
     stores = [build_store(source, split, tokenizer, options_of(config)) for source in sources]
     params, meta = load_params(run, mesh, execution, checkpoint)
@@ -58,6 +69,9 @@ def evaluate(
         "perplexity": whole.perplexity,
         "bits_per_byte": whole.bits_per_byte,
     }
+    replaced = sum(store.replaced for store in stores)
+    if replaced:
+        figures["replaced"] = replaced
     if len(scores) > 1:
         figures["sources"] = {
             source: {"nats_per_token": one.nats_per_token, "bits_per_byte": one.bits_per_byte}

@@ -146,9 +146,8 @@ class Journal:
             return
         self._told = now
         self.lines.flush()
-        for name, value in line.items():
-            if name != "step" and value is not None:
-                self._events.add_scalar(name, value, line["step"])
+        figures = {name: x for name, x in line.items() if name != "step" and x is not None}
+        self._events.add(line["step"], figures)
 
 
 def named(figures: dict) -> dict:

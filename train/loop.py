@@ -20,8 +20,9 @@ AGAIN = 75  # EX_TEMPFAIL of sysexits.h: try again later
 PROFILE_AFTER = 10
 
 
-class StoppedError(Exception):
-    """A signal ended the run; `step` is the one that was saved, None where none was."""
+class StoppedError(BaseException):
+    """A signal ended the run, whatever was going on: no `except Exception` may take it for an
+    error of its own; `step` is the one that was saved, None where none was."""
 
     def __init__(self, step: int | None):
         self.step = step

@@ -9,8 +9,10 @@ from ..data import Tokenizer, TrainBatches
 from ..errors import UserError
 from ..model import check_mesh, init_params, make_apply, make_mesh, replicated
 from .check import check_loss
+from .checkpoint import Say
 from .config import PretrainConfig
 from .corpus import Corpus, check_tokenizer, open_corpus, tokenizer_of, with_vocabulary
+from .events import Events
 from .hardware import describe, peak_flops
 from .journal import Journal
 from .layout import make_layout
@@ -33,7 +35,7 @@ from .run import (
     record_provenance,
     write_config,
 )
-from .samples import make_writer
+from .samples import make_writer, writable
 from .scoring import figures, rows_at_once, score
 from .sizes import expected_seconds
 from .step import init_state, make_eval_step, make_step, stream
@@ -70,6 +72,9 @@ def _pretrain(config: PretrainConfig, signals: Signals) -> Path:
     for store, name in zip(corpus.train, corpus.names, strict=True):
         if store.replaced:
             say(f"{name}: {store.replaced:,} undecodable pieces replaced by U+FFFD")
+    for store, name in zip(corpus.validation, corpus.names, strict=True):
+        if store.replaced:
+            say(f"{name}, validation: {store.replaced:,} undecodable pieces replaced by U+FFFD")
 
     # ---- devices and the loss
     mesh = make_mesh(config.mesh)
@@ -137,7 +142,7 @@ def _pretrain(config: PretrainConfig, signals: Signals) -> Path:
         shardings=layout.shardings,
     )
     eval_step = make_eval_step(lm_loss(), apply, layout.shardings.params)
-    rows = rows_at_once(config.batch, model.context)
+    rows = rows_at_once(config.batch // config.accumulation, model.context)
 
     def evaluate(state: Any, whole: bool) -> dict:
         tokens = 0 if whole else config.eval_tokens // len(corpus.validation)
@@ -159,7 +164,7 @@ def _pretrain(config: PretrainConfig, signals: Signals) -> Path:
                 return {}
         return figures(scores, corpus.names)
 
-    sample = make_samples(config, tokenizer, stream(key, "samples"))
+    sample = make_samples(config, tokenizer, stream(key, "samples"), say)
     mine = local_rows(mesh, config.batch)
     plan = Plan(
         step=step,
@@ -184,7 +189,7 @@ def _pretrain(config: PretrainConfig, signals: Signals) -> Path:
         flops_per_token=model.flops_per_token(convention="attention"),
         peak_flops=peak_flops(devices),
         log_every=config.log_every,
-        events=events(run.path, begin) if config.tensorboard else None,
+        events=Events(run.path / "tensorboard", begin, say) if config.tensorboard else None,
         seconds=seconds,
     )
 
@@ -233,14 +238,15 @@ def opening(
     return lines
 
 
-def make_samples(config: PretrainConfig, tokenizer: Tokenizer, key: Any):
+def make_samples(config: PretrainConfig, tokenizer: Tokenizer, key: Any, say: Say):
     """`sample(state, step) -> records`: what the model writes at a step, for samples.jsonl."""
-    if not config.prompts:
+    prompts = writable(config.prompts, tokenizer, say)
+    if not prompts:
         return None
     write = make_writer(
         config.model,
         tokenizer,
-        config.prompts,
+        prompts,
         tokens=min(config.sample_tokens, config.model.context),
         temperature=TEMPERATURE,
         top_p=TOP_P,
@@ -251,14 +257,7 @@ def make_samples(config: PretrainConfig, tokenizer: Tokenizer, key: Any):
         texts = write(state.params, jax.random.fold_in(key, step))
         return [
             {"step": step, "prompt": prompt, "text": text}
-            for prompt, text in zip(config.prompts, texts, strict=True)
+            for prompt, text in zip(prompts, texts, strict=True)
         ]
 
     return sample
-
-
-def events(folder: Path, begin: int) -> Any:
-    """A writer of TensorBoard events; those behind step `begin` are purged."""
-    from tensorboardX import SummaryWriter
-
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=begin + 1 if begin else None)

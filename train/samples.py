@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from ..data import Tokenizer
+from ..data import Tokenizer, UnknownCharacterError
 from ..errors import UserError
 from ..model import (
     DecoderConfig,
@@ -41,6 +41,18 @@ def first_tokens(prompt: str, tokenizer: Tokenizer) -> np.ndarray:
         return np.zeros(1, np.int32)
 
 
+def writable(prompts: Sequence[str], tokenizer: Tokenizer, say: Callable[[str], None]) -> list[str]:
+    """The prompts that the tokenizer knows; what it does not is left out, in a line each."""
+    known = []
+    for prompt in prompts:
+        try:
+            tokenizer.encode(prompt)
+            known.append(prompt)
+        except UnknownCharacterError as error:
+            say(f"prompt {prompt!r} left out: the text never holds {error.character!r}")
+    return known
+
+
 def make_writer(
     config: DecoderConfig,
     tokenizer: Tokenizer,
@@ -56,10 +68,10 @@ def make_writer(
     """`write(params, key) -> texts`, one a prompt, ended by a document's end or `stop`."""
     ids = [first_tokens(prompt, tokenizer) for prompt in prompts]
     if config.position == "learned":
-        longest = -(-max(map(len, ids)) // PADDING) * PADDING
+        longest = max(map(len, ids))
         if longest >= config.context:
             raise UserError(
-                f"a prompt of {max(map(len, ids))} tokens leaves no room in the "
+                f"a prompt of {longest} tokens leaves no room in the "
                 f"{config.context} positions that this model has learned; make it shorter"
             )
         tokens = min(tokens, config.context - longest)
@@ -72,7 +84,8 @@ def make_writer(
         stop=tuple(sorted(ends)),
     )
     sample = make_sampler(config, sampling, execution)
-    padded, mask = pad_prompts(ids)
+    # Learned positions are too few to pad with; else few lengths are to be compiled.
+    padded, mask = pad_prompts(ids, 1 if config.position == "learned" else PADDING)
 
     def write(params: Any, key: Array) -> list[str]:
         samples = jax.device_get(sample(params, padded, mask, key))
@@ -119,7 +132,7 @@ def sample_run(
         stop=[stop_token(text, tokenizer) for text in stop],
         execution=execution,
     )
-    params, _ = load_params(run, make_mesh(MeshConfig()), execution, checkpoint)
+    params, _ = load_params(run, make_mesh(MeshConfig(data=1, fsdp=-1)), execution, checkpoint)
     seed = secrets.randbelow(SEEDS) if seed is None else seed
     texts = write(params, jax.random.key(seed))
     return [prompt + text for prompt, text in zip(repeated, texts, strict=True)]

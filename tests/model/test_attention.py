@@ -113,7 +113,12 @@ def test_the_table():
     assert pick()[0] == "cudnn"
     assert pick(segments=True)[0] == "cudnn"
     assert pick(backend="cpu")[0] == "blocked"
-    for slower in (dict(dtype="float32"), dict(head_dim=60), dict(segments=True, length=8192)):
+    for slower in (
+        dict(dtype="float32"),
+        dict(head_dim=60),
+        dict(segments=True, length=8192),
+        dict(capability=7.5),
+    ):
         name, reason = pick(**slower)
         assert name == "blocked" and "cudnn is faster, but" in reason
         with pytest.raises(UserError, match="cudnn cannot be used"):

@@ -163,7 +163,10 @@ def test_every_parameter_and_batch_axis_has_a_name():
 
 def test_meshes_that_do_not_fit_are_refused():
     with pytest.raises(UserError, match="does not fit 8 devices"):
-        make_mesh(MeshConfig(data=3))
+        make_mesh(MeshConfig(data=9))
+    with pytest.raises(UserError, match="does not fit 8 devices"):
+        make_mesh(MeshConfig(data=-1, tensor=3))
+    assert make_mesh(MeshConfig(data=3)).size == 3
     with pytest.raises(UserError, match="only one axis"):
         make_mesh(MeshConfig(data=-1, fsdp=-1))
     mesh = make_mesh(MeshConfig(data=2, tensor=4))

@@ -8,12 +8,14 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from aludel.errors import UserError
 from aludel.model import MeshConfig, make_mesh
 from aludel.train.checkpoint import Checkpoints, DamagedError, checksum
+from aludel.train.loop import StoppedError
 
 from . import runs
 
@@ -120,8 +122,21 @@ def test_none_usable_is_an_error(saved):
     for step in (10, 20, 30):
         truncate(largest(checkpoints.folder / str(step) / "rest"))
     with pytest.raises(UserError, match="none of its 3 checkpoints can be used"):
-        checkpoints.newest_usable(TARGET)
+        checkpoints.newest_usable(TARGET, move=True)
     assert len(said) == 3
+    assert checkpoints.steps() == [10, 20, 30]  # nothing is set aside where nothing can be used
+
+
+def test_a_signal_while_reading_is_no_damage(saved, monkeypatch):
+    checkpoints, said = saved
+
+    def stopped(*_, **__):
+        raise StoppedError(None)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "restore", stopped)
+    with pytest.raises(StoppedError):
+        checkpoints.newest_usable(TARGET, move=True)
+    assert checkpoints.steps() == [10, 20, 30] and not said
 
 
 def test_half_written_is_named_and_removed(saved):
