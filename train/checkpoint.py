@@ -7,6 +7,7 @@ its place and renamed: what has a step's number for a name is complete.
 
 import logging
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -222,3 +223,17 @@ def quiet() -> None:
     absl_logging.set_verbosity(absl_logging.FATAL)
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    if not hasattr(sys.excepthook, "without_late_callbacks"):
+        sys.excepthook = _without_late_callbacks(sys.excepthook)
+
+
+def _without_late_callbacks(hook: Callable) -> Callable:
+    """An exception hook that leaves out what TensorStore's threads report after a failed save,
+    to a loop that is gone: the failure itself has been told."""
+
+    def report(kind, error, trace) -> None:
+        if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+            hook(kind, error, trace)
+
+    report.without_late_callbacks = True
+    return report
