@@ -275,7 +275,7 @@ def test_impossible_shapes(mistake, tmp_path, text):
     mistake([*argv, "--model.heads", "3"], "model.heads = 3", "model.width = 16")
     mistake([*argv, "--model.vocab-size", "10"], "model.vocab_size = 10", "257")
     mistake([*argv, "--accumulation", "3"], "accumulation = 3", "batch = 8")
-    mistake([*argv, "--mesh.data", "3"], "mesh", "8 devices")
+    mistake([*argv, "--mesh.data", "9"], "mesh", "8 devices")
 
 
 def test_batch_larger_than_an_epoch(mistake, tmp_path, text):
