@@ -97,6 +97,8 @@ class DecoderConfig:
             raise UserError(f"model.window must be at least 1, not {self.window}")
         if not 0 <= self.token_shift < 16:
             raise UserError(f"model.token_shift must lie in 0 ... 15, not {self.token_shift}")
+        if not self.rope_theta > 0:
+            raise UserError(f"model.rope_theta must be positive, not {self.rope_theta}")
         if self.logit_cap is not None and self.logit_cap <= 0:
             raise UserError(f"model.logit_cap must be positive, not {self.logit_cap}")
         if not 0 <= self.dropout < 1:

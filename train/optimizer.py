@@ -1,6 +1,7 @@
 """The optimiser: AdamW, or Muon for matrices and Adam for the rest, with a rate for each group."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from math import isfinite
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -58,6 +59,10 @@ class OptimizerConfig:
     """Fraction of all steps over which `wsd` decays."""
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, float) and not isfinite(value):
+                raise UserError(f"optimizer.{field.name} must be a finite number, not {value}")
         for field in ("learning_rate", "eps"):
             if getattr(self, field) <= 0:
                 raise UserError(f"optimizer.{field} must be positive, not {getattr(self, field)}")

@@ -69,6 +69,7 @@ def test_gpt3_175b_has_its_parameters():
         (dict(layers=0), "model.layers must be at least 1"),
         (dict(dropout=1.0), "model.dropout"),
         (dict(window=0), "model.window"),
+        (dict(rope_theta=0.0), "model.rope_theta"),
         (dict(logit_cap=-1.0), "model.logit_cap"),
     ],
 )

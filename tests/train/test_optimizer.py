@@ -207,3 +207,9 @@ def test_the_rate_follows_the_schedule():
 def test_impossible_settings_are_refused(field, value):
     with pytest.raises(UserError, match=f"optimizer.{field}"):
         OptimizerConfig(**{field: value})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_settings_are_finite(value):
+    with pytest.raises(UserError, match="optimizer.learning_rate must be a finite number"):
+        OptimizerConfig(learning_rate=value)
