@@ -223,17 +223,20 @@ def quiet() -> None:
     absl_logging.set_verbosity(absl_logging.FATAL)
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    if not hasattr(sys.excepthook, "without_late_callbacks"):
-        sys.excepthook = _without_late_callbacks(sys.excepthook)
+    for name in ("excepthook", "unraisablehook"):  # TensorStore's callbacks report through both
+        hook = getattr(sys, name)
+        if not hasattr(hook, "without_late_callbacks"):
+            setattr(sys, name, _without_late_callbacks(hook))
 
 
 def _without_late_callbacks(hook: Callable) -> Callable:
-    """An exception hook that leaves out what TensorStore's threads report after a failed save,
-    to a loop that is gone: the failure itself has been told."""
+    """A hook for exceptions nobody caught that leaves out what TensorStore's threads report after
+    a failed save, to a loop that is gone: the failure itself has been told."""
 
-    def report(kind, error, trace) -> None:
+    def report(*args) -> None:
+        kind, error = args[:2] if len(args) > 1 else (args[0].exc_type, args[0].exc_value)
         if not (kind is RuntimeError and str(error) == "Event loop is closed"):
-            hook(kind, error, trace)
+            hook(*args)
 
     report.without_late_callbacks = True
     return report

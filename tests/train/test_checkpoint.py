@@ -4,6 +4,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from aludel.errors import UserError
 from aludel.model import MeshConfig, make_mesh
-from aludel.train.checkpoint import Checkpoints, DamagedError, checksum
+from aludel.train.checkpoint import Checkpoints, DamagedError, checksum, quiet
 from aludel.train.loop import StoppedError
 
 from . import runs
@@ -198,3 +199,16 @@ def test_another_mesh_and_scanned_layers_go_on_with_the_same_losses(tmp_path):
     for there, here in zip(a[1:], b[1:], strict=True):
         np.testing.assert_allclose(here["loss_nats"], there["loss_nats"], rtol=2e-5)
     np.testing.assert_allclose(b[-1]["val_nats_per_token"], a[-1]["val_nats_per_token"], rtol=2e-5)
+
+
+def test_late_callbacks_of_a_failed_save_are_not_told_and_other_errors_are(monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, "excepthook", lambda *args: told.append(args[1]))
+    monkeypatch.setattr(sys, "unraisablehook", lambda args: told.append(args.exc_value))
+    quiet()
+    quiet()  # a second call changes nothing
+    late, other = RuntimeError("Event loop is closed"), RuntimeError("something else")
+    for error in (late, other):
+        sys.excepthook(RuntimeError, error, None)
+        sys.unraisablehook(SimpleNamespace(exc_type=RuntimeError, exc_value=error))
+    assert told == [other, other]
