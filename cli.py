@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import UserError
+from .paths import cache_dir
 
 USAGE = """\
 usage: aludel COMMAND ...
@@ -24,6 +25,7 @@ usage: aludel COMMAND ...
 
 aludel COMMAND --help says more; aludel pretrain CONFIG --help lists every setting."""
 MISTAKE, AGAIN, INTERRUPTED = 2, 75, 130
+KEPT_PROGRAMS = 2 << 30  # bytes of compiled programs; the longest unused make room
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -270,7 +272,11 @@ COMMANDS = {"demo": demo, "pretrain": pretrain, "sample": sample, "eval": evalua
 
 
 def prepare() -> None:
-    """Before JAX is imported: libraries speak up only when something is wrong."""
+    """Before JAX is imported: programs that were compiled once are kept for the next run, and
+    libraries speak up only when something is wrong."""
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_dir() / "compiled"))
+    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(KEPT_PROGRAMS))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1") if not tpu_is_there() else None

@@ -51,6 +51,7 @@ setup(
         "rich>=13",
         "matplotlib>=3.9",
         "tensorboardX>=2.6",
+        "filelock>=3.10",  # for the limit on the programs that JAX keeps
     ],
     extras_require={
         "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "ruff>=0.14", "setuptools>=77"],

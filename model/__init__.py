@@ -7,7 +7,13 @@ from .execution import Execution
 from .layout import from_stored, to_stored
 from .logprobs import TokenScores, token_scores
 from .outputs import Apply, head_of, make_apply
-from .parameters import init_params, param_groups, param_shardings, stored_shardings
+from .parameters import (
+    init_params,
+    param_groups,
+    param_shapes,
+    param_shardings,
+    stored_shardings,
+)
 from .sampling import Samples, SamplingConfig, make_sampler, pad_prompts, truncate
 from .sharding import MeshConfig, batch_sharding, check_mesh, make_mesh, replicated
 
@@ -34,6 +40,7 @@ __all__ = [
     "make_sampler",
     "pad_prompts",
     "param_groups",
+    "param_shapes",
     "param_shardings",
     "replicated",
     "stored_shardings",

@@ -1,4 +1,6 @@
-"""Making parameters, and what is known of each: its sharding and its group."""
+"""Making parameters, and what is known of each: its shape, its sharding and its group."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +23,18 @@ def _boxed(config: DecoderConfig, key: Array) -> dict:
     return decoder.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
 
 
+@functools.cache
+def _boxed_shapes(config: DecoderConfig) -> dict:
+    """Their shapes; kept, since tracing a decoder takes a third of a second."""
+    return jax.eval_shape(lambda: _boxed(config, jax.random.key(0)))
+
+
+def param_shapes(config: DecoderConfig, execution: Execution = DEFAULT) -> dict:
+    """The parameters as `jax.ShapeDtypeStruct`."""
+    stored = nn.meta.unbox(_boxed_shapes(config))
+    return jax.eval_shape(lambda tree: from_stored(tree, config, execution), stored)
+
+
 def init_params(
     config: DecoderConfig,
     execution: Execution = DEFAULT,
@@ -39,8 +53,7 @@ def init_params(
 
 def stored_shardings(config: DecoderConfig, mesh: Mesh) -> dict:
     """NamedShardings of the parameters in the stored layout."""
-    boxed = jax.eval_shape(lambda: _boxed(config, jax.random.key(0)))
-    return tree_shardings(boxed, mesh)
+    return tree_shardings(_boxed_shapes(config), mesh)
 
 
 def param_shardings(config: DecoderConfig, execution: Execution, mesh: Mesh) -> dict:
@@ -60,7 +73,7 @@ def param_shardings(config: DecoderConfig, execution: Execution, mesh: Mesh) -> 
 def param_groups(config: DecoderConfig, execution: Execution = DEFAULT) -> dict:
     """The group of each parameter: `matrix` (weights of blocks), `embedding` (tokens and learned
     positions), `head` (untied), `vector` (norms and biases)."""
-    shapes = jax.eval_shape(lambda: init_params(config, execution))
+    shapes = param_shapes(config, execution)
 
     def group(path, _) -> str:
         names = [entry.key for entry in path]

@@ -14,9 +14,9 @@ from ..model import (
     DecoderConfig,
     Execution,
     MeshConfig,
-    init_params,
     make_apply,
     make_mesh,
+    param_shapes,
     param_shardings,
 )
 from .load import described, where
@@ -281,7 +281,7 @@ class _Trial:
 
 def _params(config: DecoderConfig) -> dict[str, Any]:
     """Parameters of a decoder that is sure of nothing; drawn by numpy, which compiles nothing."""
-    shapes = jax.eval_shape(lambda: init_params(config, EXECUTION))
+    shapes = param_shapes(config, EXECUTION)
     random = np.random.default_rng(0)
 
     def draw(shape: jax.ShapeDtypeStruct) -> np.ndarray:

@@ -14,8 +14,8 @@ from ..model import (
     DecoderConfig,
     Execution,
     from_stored,
-    init_params,
     param_groups,
+    param_shapes,
     param_shardings,
     stored_shardings,
     to_stored,
@@ -85,7 +85,7 @@ def _abstract(
     config: DecoderConfig, execution: Execution, optimizer: optax.GradientTransformation
 ) -> TrainState:
     """The shapes of a state."""
-    params = jax.eval_shape(lambda: init_params(config, execution))
+    params = param_shapes(config, execution)
     opt_state = jax.eval_shape(optimizer.init, params)
     step = jax.ShapeDtypeStruct((), jnp.int32)
     return TrainState(step, params, opt_state, jax.eval_shape(init_guard))

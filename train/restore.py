@@ -6,8 +6,14 @@ import jax
 from jax.sharding import Mesh
 
 from ..errors import UserError
-from ..model import DecoderConfig, Execution, from_stored, param_shardings, stored_shardings
-from ..model import init_params as init
+from ..model import (
+    DecoderConfig,
+    Execution,
+    from_stored,
+    param_shapes,
+    param_shardings,
+    stored_shardings,
+)
 from .checkpoint import DamagedError
 from .corpus import check_tokenizer
 from .run import Run
@@ -54,6 +60,6 @@ def target_of(model: DecoderConfig, mesh: Mesh) -> dict:
     """The parameters as `jax.ShapeDtypeStruct` with shardings, in the stored layout."""
     return jax.tree.map(
         lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-        jax.eval_shape(lambda: init(model, STORED)),
+        param_shapes(model, STORED),
         stored_shardings(model, mesh),
     )

@@ -2,10 +2,9 @@
 
 import dataclasses
 
-import jax
 from flax.traverse_util import flatten_dict
 
-from ..model import DecoderConfig, Execution, check_mesh, init_params, make_mesh
+from ..model import DecoderConfig, Execution, check_mesh, make_mesh, param_shapes
 from .config import PretrainConfig, flatten, to_json
 from .corpus import sources_of, tokenizer_of, with_vocabulary
 from .hardware import describe, peak_flops
@@ -107,7 +106,7 @@ def shape_rows(model: DecoderConfig) -> list[tuple[str, str]]:
     whose vocabulary is not known yet."""
     if not model.vocab_size:
         return []
-    shapes = jax.eval_shape(lambda: init_params(model, Execution(scan=True)))
+    shapes = param_shapes(model, Execution(scan=True))
     return [
         ("/".join(path), " x ".join(f"{n:,}" for n in leaf.shape) or "scalar")
         for path, leaf in flatten_dict(shapes).items()
