@@ -2,17 +2,19 @@
 
 import functools
 import sys
+from collections.abc import Callable
 
 import jax
 from jax import Array
 
 from ..errors import UserError
-from .kernels import blocked_attention, cudnn_attention, plain_attention
+from .kernels import blocked_attention, cudnn_attention, fused, fused_attention, plain_attention
 from .kernels.cudnn import LONGEST_WITH_SEGMENTS
 
 KERNELS = {
     "plain": plain_attention,
     "blocked": blocked_attention,
+    "fused": fused_attention,
     "cudnn": cudnn_attention,
 }
 
@@ -38,6 +40,20 @@ def why_not_cudnn(
     return None
 
 
+def why_not_fused(
+    backend: str, dtype: str, devices: int, library: Callable[[], str | None]
+) -> str | None:
+    """What keeps the kernel for CPUs from this attention, or None. devices: that the program may
+    be split over; library: what keeps the compiled library from this machine."""
+    if backend != "cpu":
+        return f"it is made for CPUs, and the backend is {backend}"
+    if dtype != "float32":
+        return f"it computes in float32, not {dtype}"
+    if devices > 1:
+        return f"a call into a library is not split over devices, and there are {devices}"
+    return library()
+
+
 def choose_kernel(
     requested: str,
     backend: str,
@@ -46,13 +62,19 @@ def choose_kernel(
     head_dim: int,
     segments: bool,
     capability: float = 8.0,
+    devices: int = 1,
+    library: Callable[[], str | None] = fused.obstacle,
 ) -> tuple[str, str]:
     """(name, reason) of the kernel to use. A kernel that is asked for by name and cannot honour
     the mask, the dtype or the machine raises `UserError`: never a silent fallback."""
     obstacle = why_not_cudnn(backend, dtype, length, head_dim, segments, capability)
+    if requested == "cudnn" and obstacle:
+        raise UserError(f"execution.attention = cudnn cannot be used: {obstacle}")
+    if requested == "fused":
+        hindrance = why_not_fused(backend, dtype, devices, library)
+        if hindrance:
+            raise UserError(f"execution.attention = fused cannot be used: {hindrance}")
     if requested != "auto":
-        if requested == "cudnn" and obstacle:
-            raise UserError(f"execution.attention = cudnn cannot be used: {obstacle}")
         return requested, "asked for"
     if backend == "gpu":
         if obstacle is None:
@@ -60,7 +82,10 @@ def choose_kernel(
         return "blocked", f"cudnn is faster, but {obstacle}"
     if backend == "tpu":
         return "blocked", "no TPU kernel in this version yet"
-    return "blocked", "computes the visible half only"
+    hindrance = why_not_fused(backend, dtype, devices, library)
+    if hindrance is None:
+        return "fused", "compiled for this processor"
+    return "blocked", f"fused is faster, but {hindrance}"
 
 
 def compute_capability() -> float:
@@ -83,8 +108,10 @@ def attention(
     segment_ids: Array | None = None,
     window: int | None = None,
     kernel: str = "auto",
+    devices: int = 1,
 ) -> Array:
-    """Causal attention by the kernel that the table picks; arguments as in `kernels`."""
+    """Causal attention by the kernel that the table picks; arguments as in `kernels`. devices:
+    that the arrays are split over."""
     length, head_dim = query.shape[1], query.shape[3]
     name, reason = choose_kernel(
         kernel,
@@ -94,6 +121,7 @@ def attention(
         head_dim,
         segment_ids is not None,
         compute_capability(),
+        devices,
     )
     if kernel == "auto":
         _say(f"attention: {name} ({reason})")

@@ -123,6 +123,7 @@ class Attention(nn.Module):
                 context.segment_ids,
                 c.window,
                 self.execution.attention,
+                devices=1 if self.mesh is None else self.mesh.size,
             )
         else:
             at = (0, context.start, 0, 0)

@@ -1,6 +1,7 @@
 """The parts of a block: projections, norms, rotary positions, dropout. Each knows one thing."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -43,17 +44,57 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        y = x.astype(jnp.float32)
-        if self.kind == "layernorm":
-            y = y - y.mean(axis=-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+        scale = bias = None
         if self.affine:
             ones = nn.with_partitioning(nn.initializers.ones_init(), ("norm",))
-            y = y * self.param("scale", ones, x.shape[-1:])
+            scale = self.param("scale", ones, x.shape[-1:])
             if self.bias and self.kind == "layernorm":
                 zeros = nn.with_partitioning(nn.initializers.zeros_init(), ("norm",))
-                y = y + self.param("bias", zeros, x.shape[-1:])
-        return y.astype(x.dtype)
+                bias = self.param("bias", zeros, x.shape[-1:])
+        return normalise(x, scale, bias, self.kind == "layernorm", self.eps)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def normalise(
+    x: Array, scale: Array | None, bias: Array | None, centred: bool, eps: float
+) -> Array:
+    """(x - mean) / sqrt(variance + eps) * scale + bias over the last axis of x [..., width]; not
+    `centred`: without the mean. scale, bias [width] or None.
+
+    With its own gradient, which keeps x, and two numbers for each vector.
+    """
+    return _normalise_forward(x, scale, bias, centred, eps)[0]
+
+
+def _normalise_forward(x, scale, bias, centred, eps):
+    y = x.astype(jnp.float32)
+    mean = y.mean(axis=-1, keepdims=True) if centred else 0.0
+    y = y - mean
+    inverse = jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
+    y = y * inverse
+    if scale is not None:
+        y = y * scale
+    if bias is not None:
+        y = y + bias
+    return y.astype(x.dtype), (x, scale, bias, mean, inverse)
+
+
+def _normalise_backward(centred, eps, saved, grad):
+    x, scale, bias, mean, inverse = saved
+    grad = grad.astype(jnp.float32)
+    y = (x.astype(jnp.float32) - mean) * inverse
+    tokens = tuple(range(x.ndim - 1))
+    grad_bias = None if bias is None else grad.sum(axis=tokens)
+    grad_scale = None if scale is None else jnp.sum(grad * y, axis=tokens)
+    if scale is not None:
+        grad = grad * scale
+    slope = grad - y * jnp.mean(grad * y, axis=-1, keepdims=True)
+    if centred:
+        slope = slope - grad.mean(axis=-1, keepdims=True)
+    return (slope * inverse).astype(x.dtype), grad_scale, grad_bias
+
+
+normalise.defvjp(_normalise_forward, _normalise_backward)
 
 
 class Table(nn.Module):
@@ -138,4 +179,24 @@ def activate(kind: str, up: Array, gate: Array | None) -> Array:
         return squashed * up
     if kind == "relu2":
         return jnp.square(nn.relu(up))  # So et al. 2021, Primer
-    return nn.gelu(up, approximate=kind == "gelu_tanh")
+    return _gelu(up, kind == "gelu_tanh")
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gelu(x: Array, approximate: bool) -> Array:
+    """GELU that keeps its input for the backward pass and nothing else: what autodiff keeps, the
+    tanh or erf of every element, costs more to write and read than to compute again."""
+    return nn.gelu(x, approximate=approximate)
+
+
+def _gelu_forward(x: Array, approximate: bool):
+    return _gelu(x, approximate), x
+
+
+def _gelu_backward(approximate: bool, x: Array, grad: Array):
+    # Behind a barrier, or the compiler would take the forward pass's tanh and keep it after all.
+    _, pull = jax.vjp(partial(nn.gelu, approximate=approximate), jax.lax.optimization_barrier(x))
+    return pull(grad)
+
+
+_gelu.defvjp(_gelu_forward, _gelu_backward)

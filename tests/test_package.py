@@ -85,7 +85,8 @@ def test_imports_go_one_way(path):
 def test_the_wheel_holds_the_package_and_nothing_else(tmp_path):
     pytest.importorskip("setuptools", reason="setuptools builds the wheel")
     checkout, out = tmp_path / "checkout", tmp_path / "out"
-    for path in [*SOURCES, Path("pyproject.toml"), Path("LICENSE")]:
+    kernels = [path.relative_to(ROOT) for path in (ROOT / "model/kernels").glob("*.[ch]*")]
+    for path in [*SOURCES, *kernels, Path("pyproject.toml"), Path("LICENSE")]:
         (checkout / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / path, checkout / path)
     (checkout / "stray.py").write_text('"""A file that somebody left at the root."""\n')
@@ -98,4 +99,5 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path):
         files = {name for name in archive.namelist() if ".dist-info/" not in name}
         (entry,) = [name for name in archive.namelist() if name.endswith("entry_points.txt")]
         assert "aludel = aludel.cli:main" in archive.read(entry).decode()
-    assert files == {f"aludel/{path.as_posix()}" for path in modules_of_wheel()}
+    assert kernels
+    assert files == {f"aludel/{path.as_posix()}" for path in [*modules_of_wheel(), *kernels]}

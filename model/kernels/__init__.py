@@ -7,11 +7,13 @@ t - s < window. It returns `[B, T, heads, D]`.
 
 from .blocked import blocked_attention
 from .cudnn import cudnn_attention
+from .fused import fused_attention
 from .plain import cached_attention, plain_attention
 
 __all__ = [
     "blocked_attention",
     "cached_attention",
     "cudnn_attention",
+    "fused_attention",
     "plain_attention",
 ]

@@ -7,9 +7,16 @@ import pytest
 
 from aludel.errors import UserError
 from aludel.model import attention, choose_kernel
-from aludel.model.kernels import blocked_attention, cudnn_attention, plain_attention
+from aludel.model.kernels import (
+    blocked_attention,
+    cudnn_attention,
+    fused,
+    fused_attention,
+    plain_attention,
+)
 
 HIGHEST = "highest"
+needs_compiler = pytest.mark.skipif(bool(fused.obstacle()), reason=str(fused.obstacle()))
 
 
 def _inputs(length, heads=4, kv_heads=2, dim=8, rows=3, seed=0):
@@ -62,16 +69,20 @@ def test_the_oracle_is_the_definition(packed, window):
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("window", [None, 1, 70])
 @pytest.mark.parametrize("length", [7, 64, 150])
-def test_blocked_equals_the_oracle_with_its_gradient(length, window, packed):
-    *inputs, grad = _inputs(length)
+@pytest.mark.parametrize(
+    "kernel", [blocked_attention, pytest.param(fused_attention, marks=needs_compiler)]
+)
+@pytest.mark.parametrize("dim", [8, 72])
+def test_kernels_equal_the_oracle_with_its_gradient(dim, kernel, length, window, packed):
+    *inputs, grad = _inputs(length, dim=dim)
     segments = _segments(3, length) if packed else None
 
     def run(kernel):
-        out, vjp = jax.vjp(lambda q, k, v: kernel(q, k, v, segments, window), *inputs)
+        out, vjp = jax.vjp(jax.jit(lambda q, k, v: kernel(q, k, v, segments, window)), *inputs)
         return out, *vjp(grad)
 
     with jax.default_matmul_precision(HIGHEST):
-        for got, want in zip(run(blocked_attention), run(plain_attention), strict=True):
+        for got, want in zip(run(kernel), run(plain_attention), strict=True):
             np.testing.assert_allclose(got, want, atol=2e-5)
 
 
@@ -112,7 +123,19 @@ def test_the_table():
 
     assert pick()[0] == "cudnn"
     assert pick(segments=True)[0] == "cudnn"
-    assert pick(backend="cpu")[0] == "blocked"
+    cpu = dict(backend="cpu", dtype="float32", library=lambda: None)
+    assert pick(**cpu)[0] == "fused"
+    for slower in (
+        dict(dtype="bfloat16"),
+        dict(devices=8),
+        dict(library=lambda: "there is no C++ compiler"),
+    ):
+        name, reason = pick(**{**cpu, **slower})
+        assert name == "blocked" and "fused is faster, but" in reason
+        with pytest.raises(UserError, match="fused cannot be used"):
+            pick(**{**cpu, **slower}, requested="fused")
+    with pytest.raises(UserError, match="made for CPUs"):
+        pick(requested="fused")
     for slower in (
         dict(dtype="float32"),
         dict(head_dim=60),

@@ -1,0 +1,143 @@
+// What the kernels for CPUs share: vectors as wide as the machine's, tiles of a product that stay
+// in registers, and work shared out over XLA's own threads.
+
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <thread>
+
+#include "xla/ffi/api/ffi.h"
+
+namespace native {
+
+// A tile is kTall rows by kPanel = 2 * kWide columns: as many sums as there are registers for.
+#if defined(__AVX512F__)
+constexpr int kWide = 16, kTall = 12;
+#elif defined(__AVX__)
+constexpr int kWide = 8, kTall = 6;
+#else
+constexpr int kWide = 4, kTall = 6;
+#endif
+constexpr int kPanel = 2 * kWide;
+
+typedef float Vector __attribute__((vector_size(kWide * sizeof(float))));
+typedef int32_t Whole __attribute__((vector_size(kWide * sizeof(int32_t))));
+
+inline Vector Load(const float* at) {
+  Vector v;
+  std::memcpy(&v, at, sizeof(v));
+  return v;
+}
+
+inline void Store(float* at, Vector v) { std::memcpy(at, &v, sizeof(v)); }
+
+inline float Sum(Vector v) {
+  float total = 0;
+  for (int i = 0; i < kWide; ++i) total += v[i];
+  return total;
+}
+
+inline Vector Larger(Vector a, Vector b) { return a > b ? a : b; }
+
+inline float Largest(Vector v) {
+  float top = v[0];
+  for (int i = 1; i < kWide; ++i) top = std::max(top, v[i]);
+  return top;
+}
+
+// e^x to about one unit in the last place, and 0 below e^-87 (Cephes' expf: 2^k times a polynomial
+// on [-ln 2 / 2, ln 2 / 2]).
+inline Vector Exp(Vector x) {
+  const Vector least = Vector{} - 87.0f;
+  const Vector in = Larger(x, least);
+  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
+  const Vector k = (in * 1.44269504f + magic) - magic;
+  const Vector f = in - k * 0.693359375f - k * -2.12194440e-4f;
+  Vector p = Vector{} + 1.9875691500e-4f;
+  p = p * f + 1.3981999507e-3f;
+  p = p * f + 8.3334519073e-3f;
+  p = p * f + 4.1665795894e-2f;
+  p = p * f + 1.6666665459e-1f;
+  p = p * f + 5.0000001201e-1f;
+  p = p * f * f + f + 1.0f;
+  const Whole bits = (__builtin_convertvector(k, Whole) + 127) << 23;
+  Vector power;
+  std::memcpy(&power, &bits, sizeof(power));
+  return x > least ? p * power : Vector{};
+}
+
+// out[r][0 ... kPanel) (+)= sum over k of left[r * left_row + k * left_step] * right[k][...].
+template <int kRows, bool kAdd>
+inline void Tile(const float* left, int64_t left_row, int64_t left_step, const float* right,
+                 int64_t right_row, int64_t depth, float* out, int64_t out_row) {
+  Vector a[kRows], b[kRows];
+  for (int r = 0; r < kRows; ++r) a[r] = b[r] = Vector{};
+  for (int64_t k = 0; k < depth; ++k) {
+    const Vector x = Load(right + k * right_row), y = Load(right + k * right_row + kWide);
+    const float* at = left + k * left_step;
+    for (int r = 0; r < kRows; ++r) {
+      const float value = at[r * left_row];
+      a[r] += value * x;
+      b[r] += value * y;
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    float* to = out + r * out_row;
+    Store(to, kAdd ? Load(to) + a[r] : a[r]);
+    Store(to + kWide, kAdd ? Load(to + kWide) + b[r] : b[r]);
+  }
+}
+
+template <int kRows, bool kAdd>
+inline void Tiles(int64_t rows, const float* left, int64_t left_row, int64_t left_step,
+                  const float* right, int64_t right_row, int64_t depth, float* out,
+                  int64_t out_row) {
+  if constexpr (kRows > 0) {
+    for (; rows >= kRows; rows -= kRows, left += kRows * left_row, out += kRows * out_row) {
+      Tile<kRows, kAdd>(left, left_row, left_step, right, right_row, depth, out, out_row);
+    }
+    Tiles<kRows - 1, kAdd>(rows, left, left_row, left_step, right, right_row, depth, out, out_row);
+  }
+}
+
+// out [rows, columns] (+)= left [rows, depth] @ right [depth, columns], small enough for the
+// nearest caches. `columns` is a multiple of kPanel; left may be a transposed view.
+template <bool kAdd>
+inline void Multiply(int64_t rows, int64_t columns, int64_t depth, const float* left,
+                     int64_t left_row, int64_t left_step, const float* right, int64_t right_row,
+                     float* out, int64_t out_row) {
+  for (int64_t c = 0; c < columns; c += kPanel) {
+    Tiles<kTall, kAdd>(rows, left, left_row, left_step, right + c, right_row, depth, out + c,
+                       out_row);
+  }
+}
+
+// Runs body(0) ... body(count - 1) on this thread and on those of the pool that are free. A helper
+// that comes late finds nothing left to take, so that nobody waits for a thread that never starts.
+inline void Share(xla::ffi::ThreadPool& pool, int64_t count,
+                  const std::function<void(int64_t)>& body) {
+  struct State {
+    std::atomic<int64_t> next{0}, done{0};
+  };
+  auto state = std::make_shared<State>();
+  const std::function<void(int64_t)>* work = &body;  // alive until all that was taken is done
+  auto take = [state, count, work] {
+    for (int64_t i; (i = state->next.fetch_add(1)) < count;) {
+      (*work)(i);
+      state->done.fetch_add(1, std::memory_order_release);
+    }
+  };
+  const int64_t helpers = std::min<int64_t>(pool.num_threads(), count) - 1;
+  for (int64_t h = 0; h < helpers; ++h) pool.Schedule([take] { take(); });
+  take();
+  for (int spins = 0; state->done.load(std::memory_order_acquire) < count; ++spins) {
+    if (spins > 2000) std::this_thread::yield();
+  }
+}
+
+}  // namespace native
