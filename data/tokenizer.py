@@ -1,12 +1,13 @@
 """Text to token ids and back, exactly; what is stored is a `tokenizer.json` of `tokenizers`.
 
 The text of a special token inside a document is text like any other: only `separator` marks
-where a document begins. Characters and bytes are looked up in a table, which gives the ids
-that the library gives, a hundred times as fast.
+where a document begins. Characters and bytes are looked up in a table, and words in a memory of
+those already seen: the ids are those that the library gives, many times as fast.
 """
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -20,6 +21,10 @@ from ..errors import UserError
 SEPARATOR = "<|endoftext|>"
 SEPARATORS = (SEPARATOR, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 """Tokens of other people's tokenizers that end a document, in the order we look for them."""
+WORDS = re.compile(r"(?=[ \n])(?<=\S)")
+"""Where GPT-2's pattern always cuts (see pieces.py): a word and what it stands in, at a time."""
+REMEMBERED = 1 << 19
+"""Words whose ids are kept for the next time (some 100 MB)."""
 ALPHABET = frozenset(pre_tokenizers.ByteLevel.alphabet())
 
 
@@ -27,18 +32,22 @@ class UnknownCharacterError(UserError):
     """A character outside the vocabulary of `char`, and its index in the text."""
 
     def __init__(self, character: str, index: int, where: str = "the text"):
-        self.character, self.index = character, index
+        self.character, self.index, self.where = character, index, where
         super().__init__(
             f"{where}: character {index} is {character!r} (U+{ord(character):04X}), which the char "
             "tokenizer has not seen in its training text: remove it, or take byte or bpe:SIZE"
         )
+
+    def __reduce__(self):
+        return type(self), (self.character, self.index, self.where)
 
 
 class Tokenizer:
     """A tokenizer of the `tokenizers` library, used so that no text is taken for a special token.
 
     `kind` says what is known of it: "char" and "byte" give a token for each; "bpe" is
-    byte-level BPE, which loses nothing; "other" promises nothing.
+    byte-level BPE within the words of GPT-2's pattern, which loses nothing; "other" promises
+    nothing.
     """
 
     def __init__(self, library: tokenizers.Tokenizer):
@@ -57,6 +66,7 @@ class Tokenizer:
         self.told_loss = False
         """Whether the user has been told what this tokenizer loses."""
         self._table = _table(self.kind, vocabulary)
+        self._known: dict[str, bytes] = {}
 
     def encode(self, text: str) -> np.ndarray:
         """Ids of a text, int32 [tokens]; without the separator."""
@@ -69,9 +79,25 @@ class Tokenizer:
         elif self.kind == "byte":
             for text in texts:
                 yield self._table[np.frombuffer(text.encode("utf-8"), np.uint8)]
+        elif self.kind == "bpe":
+            yield from self._words(texts)
         else:
             for encoding in self._library.encode_batch_fast(list(texts), add_special_tokens=False):
                 yield np.array(encoding.ids, np.int32)
+
+    def _words(self, texts: Sequence[str]) -> Iterator[np.ndarray]:
+        """Texts repeat their words: each is encoded once and then looked up."""
+        split = [WORDS.split(text) for text in texts]
+        known, words = self._known, set().union(*split)
+        missing = list(words.difference(known))
+        if len(known) + len(missing) > REMEMBERED:
+            known.clear()
+            missing = list(words)
+        encodings = self._library.encode_batch_fast(missing, add_special_tokens=False)
+        for word, encoding in zip(missing, encodings, strict=True):
+            known[word] = np.array(encoding.ids, np.int32).tobytes()
+        for words in split:
+            yield np.frombuffer(b"".join(map(known.__getitem__, words)), np.int32)
 
     def _characters(self, text: str) -> np.ndarray:
         codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
@@ -119,7 +145,9 @@ def _kind(config: dict) -> Literal["char", "byte", "bpe", "other"]:
     )
     if not byte_level:
         return "other"
-    return "bpe" if model["merges"] or before["use_regex"] else "byte"
+    if before["use_regex"]:
+        return "bpe"
+    return "other" if model["merges"] else "byte"  # merges across words: may be cut nowhere
 
 
 def _table(kind: str, vocabulary: dict[str, int]) -> np.ndarray | None:
