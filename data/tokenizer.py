@@ -87,17 +87,20 @@ class Tokenizer:
 
     def _words(self, texts: Sequence[str]) -> Iterator[np.ndarray]:
         """Texts repeat their words: each is encoded once and then looked up."""
-        split = [WORDS.split(text) for text in texts]
-        known, words = self._known, set().union(*split)
-        missing = list(words.difference(known))
+        known, split = self._known, [WORDS.split(text) for text in texts]
+        found = [list(map(known.get, words)) for words in split]
+        holes = [[place for place, ids in enumerate(row) if ids is None] for row in found]
+        each = zip(split, holes, strict=True)
+        missing = list({words[place] for words, places in each for place in places})
+        encodings = self._library.encode_batch_fast(missing, add_special_tokens=False)
         if len(known) + len(missing) > REMEMBERED:
             known.clear()
-            missing = list(words)
-        encodings = self._library.encode_batch_fast(missing, add_special_tokens=False)
         for word, encoding in zip(missing, encodings, strict=True):
             known[word] = np.array(encoding.ids, np.int32).tobytes()
-        for words in split:
-            yield np.frombuffer(b"".join(map(known.__getitem__, words)), np.int32)
+        for words, row, places in zip(split, found, holes, strict=True):
+            for place in places:
+                row[place] = known[words[place]]
+            yield np.frombuffer(b"".join(row), np.int32)
 
     def _characters(self, text: str) -> np.ndarray:
         codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
