@@ -305,6 +305,7 @@ def data_build(args: list[str]) -> int:
     options = parser.parse(args)
     from .train.stores import build, describe
 
+    gap = ""
     for store, source, split in build(
         options.data,
         options.tokenizer,
@@ -313,8 +314,9 @@ def data_build(args: list[str]) -> int:
         decode_errors=options.decode_errors,
         workers=options.workers,
     ):
-        print("\n".join(describe(store, [("source", source), ("split", split)])), end="\n\n")
-    print(store)
+        lines = describe(store, [("source", source), ("split", split)])
+        print(gap + "\n".join(lines), flush=True)
+        gap = "\n"
     return 0
 
 
@@ -325,9 +327,7 @@ def data_info(args: list[str]) -> int:
     options = parser.parse(args)
     from .train.stores import describe
 
-    path = Path(options.store).expanduser()
-    print("\n".join(describe(path)))
-    print(path)
+    print("\n".join(describe(Path(options.store).expanduser())))
     return 0
 
 

@@ -1,6 +1,6 @@
 """Where files may be cut: extents of about 32 MB, which are read, hashed and tokenised alone.
 
-A file is cut at the first place at or after each multiple of `size` where a line ends (jsonl) or
+A file is cut at the first place after each multiple of `size` where a line ends (jsonl) or
 where GPT-2's pattern ends a word (text). So an extent is found without reading what is before it,
 and those of a file that has grown stay where they were. What was found of a file is kept in the
 cache for as long as the file is untouched.
@@ -27,14 +27,15 @@ SIZE = 1 << 25
 BLOCK = 1 << 20
 """Bytes read at once."""
 LOOK = 1 << 20
-"""Bytes after a multiple of the size in which a cut is looked for; without one there is none."""
+"""Bytes after a multiple of the size in which a cut is looked for (or half the size, if that is
+less); where there is none the extent goes on to the next multiple."""
 ALONE = 1 << 27
 """Bytes of source up to which other processes would not pay."""
 RACY = 2_000_000_000
 """Nanoseconds: a file younger than that when it was read may change without showing it."""
 
 Cut = Callable[[bytes, int], int]
-"""(buffer, at) -> the first index >= at where the buffer may be cut, or -1; at >= 1."""
+"""(buffer, at) -> the first index > at where the buffer may be cut, or -1."""
 
 
 class Extent(NamedTuple):
@@ -52,7 +53,7 @@ class Extent(NamedTuple):
 
 def after_line(buffer: bytes, at: int) -> int:
     """A `Cut` after a line's end."""
-    found = buffer.find(b"\n", at - 1)
+    found = buffer.find(b"\n", at)
     return found + 1 if found >= 0 else -1
 
 
@@ -68,7 +69,7 @@ def after_word(buffer: bytes, at: int) -> int:
 
 
 def between_characters(buffer: bytes, at: int) -> int:
-    """A `Cut` where no UTF-8 character is cut (one has at most three bytes after its first)."""
+    """The first index >= at that is in no UTF-8 character (one has three more bytes at most)."""
     for index in range(at, min(at + 3, len(buffer))):
         if buffer[index] & 0xC0 != 0x80:
             return index
@@ -83,8 +84,8 @@ class Reader:
         self._file, self._end, self._buffer = file, end, b""
 
     def find(self, where: int, cut: Cut, look: int | None = None) -> int | None:
-        """Offset of the first cut at or after `where`, or the file's end; None where there is
-        neither in `look` bytes. `where` > `at`; what is found depends on no byte before it - 1."""
+        """Offset of the first cut after `where` >= `at`, or the file's end; None where there is
+        neither in `look` bytes. What is found depends on no byte before `where`."""
         window = 4096
         while True:
             window = window if look is None else min(window, look)
@@ -136,23 +137,24 @@ def blocks(reader: Reader, end: int, cut: Cut | None) -> Iterator[bytes]:
 def scan(
     path: str, kind: str, options: ReadOptions, size: int, first: int, last: int | None
 ) -> list[Extent]:
-    """The extents of a file that begin at multiples first, ... (before `last`) of `size`.
+    """The extents of a file that begin after multiples first, first + 1 ... (not `last`) of `size`.
 
     Raises UserError for what cannot be read, and for text that is not UTF-8.
     """
     cut = after_line if kind == "jsonl" else after_word
+    look = min(LOOK, size // 2)  # a cut belongs to one multiple
     found: list[Extent] = []
     with reading(Path(path)), files.open_bytes(Path(path)) as file:
         at: int | None = 0
         if first:
-            file.seek(first * size - 1)
-            at = Reader(file, first * size - 1).find(first * size, cut, LOOK)
+            file.seek(first * size)
+            at = Reader(file, first * size).find(first * size, cut, look)
             if at is None:
                 return found  # it belongs to the extent before
             file.seek(at)
         reader = Reader(file, at)
-        while last is None or reader.at < last * size:
-            extent = _extent(reader, path, kind, options, size, cut)
+        while last is None or reader.at <= last * size:
+            extent = _extent(reader, path, kind, options, size, cut, look)
             if extent is None:
                 return found
             found.append(extent)
@@ -160,18 +162,16 @@ def scan(
 
 
 def _extent(
-    reader: Reader, path: str, kind: str, options: ReadOptions, size: int, cut: Cut
+    reader: Reader, path: str, kind: str, options: ReadOptions, size: int, cut: Cut, look: int
 ) -> Extent | None:
     """The extent that begins where the reader is."""
     begin, lines, characters, digest = reader.at, 0, 0, hashlib.sha256()
-    goal, end = (begin // size + 1) * size, None
+    goal, end = max(size, -(-begin // size) * size), None
     while end is None:
-        until = goal
-        end = None
         if reader.at + BLOCK + 4 < goal:
             until = reader.find(reader.at + BLOCK, between_characters)
         else:
-            end = reader.find(goal, cut, LOOK)
+            end = reader.find(goal, cut, look)
             if end is None:
                 goal += size
                 continue

@@ -7,7 +7,7 @@ import hashlib
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -134,6 +134,20 @@ def source_digest(source: Source, options: ReadOptions, cache: Path) -> str:
     else:
         digest.update(builders.identity(source, options, cache).encode())
     return digest.hexdigest()
+
+
+def read_sample(
+    source: Source, split: Split, options: ReadOptions, cache: Path, share: float
+) -> Iterator[Document]:
+    """Text spread evenly: the beginning of each part, so long as that share of it."""
+    for part in read_parts(source, split, options, cache):
+        left = int(share * part.size)
+        for document in load(part).read(options):
+            raw = document.text.encode("utf-8")[:left]
+            yield replace(document, text=raw.decode("utf-8", "ignore"))
+            left -= len(raw)
+            if not left:
+                break
 
 
 def source_bytes(source: Source, split: Split, options: ReadOptions, cache: Path) -> int:

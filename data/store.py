@@ -360,22 +360,29 @@ def meta_checksum(meta: dict) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
+def read_meta(path: Path) -> dict:
+    """What meta.json says of a store. Raises UserError where there is none or it is damaged."""
+    if not (path / "meta.json").is_file():
+        raise UserError(f"{path}: not a token store (there is no meta.json in it)")
+    try:
+        meta = json.loads((path / "meta.json").read_bytes())
+        if meta["checksum"] == meta_checksum(meta):
+            return meta
+    except (ValueError, TypeError, KeyError):
+        pass
+    raise UserError(
+        f"{path}/meta.json: damaged: its checksum does not fit; remove it and build the store "
+        "again: no shard is made again"
+    )
+
+
 def check_store(path: Path) -> dict:
     """Reads all of a store and compares checksums; what meta.json says of it.
 
     Raises UserError that names what is damaged, and for a folder that holds no store.
     """
-    if not (path / "meta.json").is_file():
-        raise UserError(f"{path}: not a token store (there is no meta.json in it)")
-    again = "remove the folder and build the store again"
-    try:
-        meta = json.loads((path / "meta.json").read_bytes())
-        shards = [Shard(**values) for values in meta["shards"]]
-        sound = meta["checksum"] == meta_checksum(meta)
-    except (ValueError, TypeError, KeyError):
-        sound = False
-    if not sound:
-        raise UserError(f"{path}/meta.json: damaged: its checksum does not fit; {again}")
+    meta = read_meta(path)
+    shards = [Shard(**values) for values in meta["shards"]]
     damaged = []
     for number, shard in enumerate(shards, start=1):
         file = path / f"{shard.name}.bin"

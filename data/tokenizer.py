@@ -8,6 +8,7 @@ those already seen: the ids are those that the library gives, many times as fast
 import hashlib
 import json
 import re
+from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -96,7 +97,7 @@ class Tokenizer:
         if len(known) + len(missing) > REMEMBERED:
             known.clear()
         for word, encoding in zip(missing, encodings, strict=True):
-            known[word] = np.array(encoding.ids, np.int32).tobytes()
+            known[word] = array("i", encoding.ids).tobytes()
         for words, row, places in zip(split, found, holes, strict=True):
             for place in places:
                 row[place] = known[words[place]]
