@@ -202,9 +202,10 @@ def _building(path: Path, say: Say) -> Iterator[Path]:
 def _sweep(stores: Path) -> None:
     """Removes what killed builds left that nobody went on with."""
     for folder in stores.glob(".*"):
-        touched = [file.stat().st_mtime for file in (folder, *folder.glob("*"))]
-        if max(touched) < time.time() - ABANDONED:
-            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # another build goes on in it
+            touched = [file.stat().st_mtime for file in (folder, *folder.glob("*"))]
+            if max(touched) < time.time() - ABANDONED:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _tidy(folder: Path) -> None:
@@ -288,14 +289,19 @@ class Progress:
 def _link(other: Path | None, folder: Path, name: str) -> Shard | None:
     """The shard of another store, if it is whole: linked into `folder`, or copied."""
     shard = read_shard(other, name) if other and other != folder else None
-    if shard is None or checksum(other / f"{name}.bin") != shard.checksum:
+    if shard is None:
         return None
-    for file in (f"{name}.bin", f"{name}.json"):
-        (folder / file).unlink(missing_ok=True)
-        try:
-            os.link(other / file, folder / file)
-        except OSError:  # a file system without links
-            shutil.copyfile(other / file, folder / file)
+    try:
+        if checksum(other / f"{name}.bin") != shard.checksum:
+            return None
+        for file in (f"{name}.bin", f"{name}.json"):  # this one last: with it the shard is there
+            (folder / file).unlink(missing_ok=True)
+            try:
+                os.link(other / file, folder / file)
+            except OSError:  # a file system without links
+                shutil.copyfile(other / file, folder / file)
+    except OSError:  # gone meanwhile, or no room: it is made, or that is told
+        return None
     return shard
 
 

@@ -24,8 +24,8 @@ SEPARATORS = (SEPARATOR, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 """Tokens of other people's tokenizers that end a document, in the order we look for them."""
 WORDS = re.compile(r"(?=[ \n])(?<=\S)")
 """Where GPT-2's pattern always cuts (see pieces.py): a word and what it stands in, at a time."""
-REMEMBERED = 1 << 19
-"""Words whose ids are kept for the next time (some 100 MB)."""
+REMEMBERED = 1 << 18
+"""Words whose ids are kept for the next time, about, and as many older ones (100 MB together)."""
 ALPHABET = frozenset(pre_tokenizers.ByteLevel.alphabet())
 
 
@@ -68,6 +68,7 @@ class Tokenizer:
         """Whether the user has been told what this tokenizer loses."""
         self._table = _table(self.kind, vocabulary)
         self._known: dict[str, bytes] = {}
+        self._older: dict[str, bytes] = {}
 
     def encode(self, text: str) -> np.ndarray:
         """Ids of a text, int32 [tokens]; without the separator."""
@@ -88,15 +89,18 @@ class Tokenizer:
 
     def _words(self, texts: Sequence[str]) -> Iterator[np.ndarray]:
         """Texts repeat their words: each is encoded once and then looked up."""
-        known, split = self._known, [WORDS.split(text) for text in texts]
+        if len(self._known) > REMEMBERED:  # what is still in use will come back out of the older
+            self._older, self._known = self._known, {}
+        known, older = self._known, self._older
+        split = [WORDS.split(text) for text in texts]
         found = [list(map(known.get, words)) for words in split]
         holes = [[place for place, ids in enumerate(row) if ids is None] for row in found]
         each = zip(split, holes, strict=True)
-        missing = list({words[place] for words, places in each for place in places})
-        encodings = self._library.encode_batch_fast(missing, add_special_tokens=False)
-        if len(known) + len(missing) > REMEMBERED:
-            known.clear()
-        for word, encoding in zip(missing, encodings, strict=True):
+        missing = {words[place] for words, places in each for place in places}
+        known.update((word, older[word]) for word in missing.intersection(older))
+        new = list(missing.difference(older))
+        encodings = self._library.encode_batch_fast(new, add_special_tokens=False)
+        for word, encoding in zip(new, encodings, strict=True):
             known[word] = array("i", encoding.ids).tobytes()
         for words, row, places in zip(split, found, holes, strict=True):
             for place in places:

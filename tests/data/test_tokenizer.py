@@ -58,10 +58,11 @@ def test_tables_give_the_ids_of_the_library(made, text):
 @given(st.lists(wordy | anything, min_size=1, max_size=4))
 def test_words_looked_up_give_the_ids_of_the_library(made, texts):
     with mock.patch.object(tokenizer_module, "REMEMBERED", 20):
-        ours = [ids.tolist() for ids in made["bpe:400"].encode_batch(texts)]
+        for _ in range(3):  # new, known, and known of old
+            ours = [ids.tolist() for ids in made["bpe:400"].encode_batch(texts)]
     library = made["bpe:400"]._library
     assert ours == [library.encode(text, add_special_tokens=False).ids for text in texts]
-    assert len(made["bpe:400"]._known) < 500
+    assert len(made["bpe:400"]._known) < 500 > len(made["bpe:400"]._older)
 
 
 def test_merges_across_words_are_cut_nowhere():
