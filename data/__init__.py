@@ -8,8 +8,8 @@ from .batches import EvalBatches, TrainBatches
 from .files import Document, ReadOptions
 from .prefetch import prefetch
 from .rows import RowReader
-from .sources import Source, parse_source, read_documents, source_digest
-from .store import TokenStore, build_store, open_store
+from .sources import Source, parse_source, read_documents, read_sample, source_bytes, source_digest
+from .store import TokenStore, build_store, check_store, open_store, read_meta
 from .tokenizer import SEPARATOR, Tokenizer, UnknownCharacterError
 from .vocabulary import make_tokenizer
 
@@ -25,10 +25,14 @@ __all__ = [
     "TrainBatches",
     "UnknownCharacterError",
     "build_store",
+    "check_store",
     "make_tokenizer",
     "open_store",
     "parse_source",
     "prefetch",
     "read_documents",
+    "read_meta",
+    "read_sample",
+    "source_bytes",
     "source_digest",
 ]

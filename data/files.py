@@ -4,7 +4,6 @@ import glob
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -39,6 +38,8 @@ class Document:
     """Characters of the original before `text`, where a split cut it."""
     replaced: int = 0
     """Undecodable pieces that became U+FFFD."""
+    begins: bool = True
+    """False where it goes on from the one before: a long file is read in parts."""
 
 
 def nearest(name: str, known) -> str:
@@ -98,30 +99,8 @@ def decode(raw: bytes, where: str, options: ReadOptions, offset: int = 0) -> tup
     return text, text.count(REPLACEMENT) - raw.count(REPLACEMENT.encode())
 
 
-def text_documents(paths: list[Path], options: ReadOptions) -> Iterator[Document]:
-    """Each file is one document."""
-    for path in paths:
-        with reading(path), open_bytes(path) as file:
-            raw = file.read()
-        text, replaced = decode(raw, str(path), options)
-        yield Document(text, str(path), replaced=replaced)
-
-
-def jsonl_documents(paths: list[Path], options: ReadOptions) -> Iterator[Document]:
-    """Each line is a record whose field `options.text_field` is one document."""
-    for path in paths:
-        offset = 0
-        with reading(path), open_bytes(path) as file:
-            for number, raw in enumerate(file, start=1):
-                where = f"{path}:{number}"
-                line, replaced = decode(raw, where, options, offset)
-                offset += len(raw)
-                if line.strip():
-                    text, lost = _field(line, where, options)
-                    yield Document(text, where, replaced=replaced + lost)
-
-
-def _field(line: str, where: str, options: ReadOptions) -> tuple[str, int]:
+def json_text(line: str, where: str, options: ReadOptions) -> tuple[str, int]:
+    """The text of a line of JSON, and the number of replaced pieces."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:

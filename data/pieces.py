@@ -22,12 +22,21 @@ class Piece:
     document: Document
     text: str
     start: int
-    last: bool
+
+    @property
+    def first(self) -> bool:
+        """Whether the document begins with it."""
+        return self.start == 0 and self.document.begins
 
 
-# GPT-2's pattern never joins a blank or a line's end to what is not white space before it, and
-# never looks behind: between the two the tokens are the same whether the text is cut or not.
-_WORD_END = re.compile(r"\S(?=[ \n])")
+# GPT-2's pattern never joins a blank or a line's end to what is not white space before it, nor
+# punctuation other than the apostrophe to a letter or digit before it, and never looks behind:
+# between the two the tokens are the same whether the text is cut or not. The letters are those of
+# scripts that write no blanks, and ASCII's (tables, minified files), the same in every Unicode.
+WORD_END = re.compile(
+    r"\S(?=[ \n])"
+    r"|[0-9A-Za-z\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3](?=[.,;:!?。，、；：！？])"
+)
 
 
 def cut(text: str, kind: str, size: int) -> Iterator[tuple[int, int]]:
@@ -40,7 +49,7 @@ def cut(text: str, kind: str, size: int) -> Iterator[tuple[int, int]]:
     while kind != "other" and len(text) - begin > size:
         end = begin + size
         if kind == "bpe":
-            found = _WORD_END.search(text, end - 1)
+            found = WORD_END.search(text, end - 1)
             end = found.end() if found else len(text)
         yield begin, end
         begin = end
@@ -56,8 +65,7 @@ def batches(
     size = 0
     for document in documents:
         for begin, end in cut(document.text, kind, piece):
-            last = end == len(document.text)
-            pieces.append(Piece(document, document.text[begin:end], begin, last))
+            pieces.append(Piece(document, document.text[begin:end], begin))
             size += end - begin
             if size >= batch:
                 yield pieces

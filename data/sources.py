@@ -8,29 +8,28 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 from ..errors import UserError
 from ..paths import cache_dir
-from . import builders
-from .files import (
-    DEFAULTS,
-    Document,
-    ReadOptions,
-    expand,
-    jsonl_documents,
-    nearest,
-    reading,
-    text_documents,
+from . import builders, extents
+from .extents import scan_files
+from .files import DEFAULTS, Document, ReadOptions, expand, nearest
+from .parts import (
+    FEW,
+    Part,
+    Split,
+    choose,
+    group,
+    jsonl_spans,
+    load,
+    record_parts,
+    text_spans,
 )
 
-Split = Literal["train", "validation", "all"]
-FILE_KINDS = {"text": text_documents, "jsonl": jsonl_documents}
+FILE_KINDS = ("text", "jsonl")
 KINDS = (*FILE_KINDS, "tfds")
-FEW = 100
-"""With fewer documents than this the split cuts each of them instead of choosing among them."""
 
 
 @dataclass(frozen=True)
@@ -95,54 +94,62 @@ def read_documents(
 ) -> Iterator[Document]:
     """The documents of one part of a source, as a stream, in a fixed order; none is empty.
 
+    A long text file comes in pieces, of which all but the first have `begins` False.
+
     A source that has splits of its own (a corpus, most TFDS data sets) is taken at its word.
     Else validation is the tenth of the documents that their hash chooses or, with fewer than
     100 documents, the last tenth of each. Raises UserError for what cannot be read.
     """
+    for part in read_parts(source, split, options, cache or cache_dir()):
+        yield from load(part).read(options)
+
+
+def read_parts(
+    source: Source, split: Split, options: ReadOptions, cache: Path, whole: bool = False
+) -> Iterator[Part]:
+    """The same documents in parts, in their order. `whole`: no document is in two of them."""
     if split not in ("train", "validation", "all"):
         raise ValueError(f"split must be train, validation or all, not {split!r}")
     if source.kind in FILE_KINDS:
         paths = expand(source.path)
-        few = len(paths) < FEW
-        if source.kind == "jsonl" and split != "all":
-            few = len(list(islice(jsonl_documents(paths, options), FEW))) < FEW
-        documents = FILE_KINDS[source.kind](paths, options)
-    else:
-        documents, records = builders.open_split(source, split, options, cache or cache_dir())
-        split, few = ("all", False) if records is None else (split, records < FEW)
-    return filter(lambda document: document.text, _split(documents, split, few))
-
-
-def _split(documents: Iterator[Document], split: Split, few: bool) -> Iterator[Document]:
-    if split == "all":
-        yield from documents
-    elif few:
-        for document in documents:
-            cut = int(0.9 * len(document.text))
-            if split == "train":
-                yield replace(document, text=document.text[:cut])
-            else:
-                yield replace(document, text=document.text[cut:], start=cut, replaced=0)
-    else:
-        for document in documents:
-            if in_validation(document.text) == (split == "validation"):
-                yield document
-
-
-def in_validation(text: str) -> bool:
-    """Whether a document's hash puts it into the tenth for validation; the same everywhere."""
-    digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest()
-    return int.from_bytes(digest, "little") % 10 == 0
+        found = scan_files(paths, source.kind, options, cache)
+        if source.kind == "text":
+            spans = text_spans(paths, found, split, options, whole)
+        else:
+            spans = jsonl_spans(paths, found, split, options)
+        yield from group(spans, source.kind, split, extents.SIZE)
+        return
+    documents, records = builders.open_split(source, split, options, cache)
+    if records is not None:
+        documents = choose(documents, split, "few" if records < FEW else "hash")
+    yield from record_parts(filter(lambda document: document.text, documents), extents.SIZE)
 
 
 def source_digest(source: Source, options: ReadOptions, cache: Path) -> str:
     """A digest of what would be read: of the files' bytes, or of the data set's records."""
     digest = hashlib.sha256(repr((source.kind, source.split, options)).encode())
     if source.kind in FILE_KINDS:
-        for path in expand(source.path):
-            with reading(path), open(path, "rb") as file:
-                part = hashlib.file_digest(file, "sha256").digest()
-            digest.update(part + path.suffix.encode() + b"\0")
+        for found in scan_files(expand(source.path), source.kind, options, cache):
+            digest.update("".join(extent.digest for extent in found).encode() + b"\0")
     else:
         digest.update(builders.identity(source, options, cache).encode())
     return digest.hexdigest()
+
+
+def read_sample(
+    source: Source, split: Split, options: ReadOptions, cache: Path, share: float
+) -> Iterator[Document]:
+    """Text spread evenly: the beginning of each part, so long as that share of it."""
+    for part in read_parts(source, split, options, cache):
+        left = int(share * part.size)
+        for document in load(part).read(options):
+            raw = document.text.encode("utf-8")[:left]
+            yield replace(document, text=raw.decode("utf-8", "ignore"))
+            left -= len(raw)
+            if not left:
+                break
+
+
+def source_bytes(source: Source, split: Split, options: ReadOptions, cache: Path) -> int:
+    """Bytes of source text in a split, before documents are chosen by their hash."""
+    return sum(part.size for part in read_parts(source, split, options, cache))

@@ -197,6 +197,51 @@ def test_fields_flags_and_mixtures(tmp_path, text, capsys):
     assert config["model"]["kv_heads"] == 1
     last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
     assert {"lm/text", "lm/other", "val_nats_per_token/text"} <= set(last)
+    # 4 steps of 8 rows, 3 of 4 of them of the first text, which has 98 rows of 16 bytes
+    rows = (int(0.9 * 44 * 40) + 1 - 1) // 16
+    assert last["epochs/text"] == pytest.approx(24 / rows, abs=1e-6)
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["epochs"] == summary["epochs/text"] == last["epochs/text"]
+    assert 0 < summary["epochs/other"] < summary["epochs"]
+    said = capsys.readouterr().out
+    assert "epochs: " in said and " of text, " in said
+
+
+def test_data_build_info_and_check(tmp_path, text, mistake, capsys, monkeypatch):
+    monkeypatch.setenv("ALUDEL_CACHE", str(tmp_path / "cache"))
+    argv = ["data", "build", f"text:{text}", "--tokenizer", "bpe:300"]
+    assert cli.run(argv) == 0
+    said = capsys.readouterr().out.splitlines()
+    store = Path(said[-1])
+    assert (store / "meta.json").is_file() and len(list(store.parent.iterdir())) == 2
+    assert cli.run(argv) == 0  # found again
+    assert capsys.readouterr().out.splitlines()[-1] == str(store)
+    assert cli.run(["data", "info", str(store)]) == 0
+    said = capsys.readouterr().out
+    assert "(train)" in said and "1,584 bytes" in said and said.rstrip().endswith(str(store))
+    assert cli.run(["data", "check", str(store)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"whole: 1 shards, {json.loads((store / 'meta.json').read_text())['tokens']} tokens",
+        str(store),
+    ]
+    (shard,) = store.glob("[0-9a-f]*.bin")
+    raw = bytearray(shard.read_bytes())
+    raw[7] ^= 8
+    shard.write_bytes(raw)
+    mistake(["data", "check", str(store)], shard.name, "(shard 1 of 1)", "damaged")
+    mistake(["data", "info", str(tmp_path)], "not a token store")
+    mistake(["data", "chek"], "'check'")
+    mistake([*argv, "--workers", "0"], "--workers")
+    mistake(["data", "build", "text:nowhere.txt"], "nowhere.txt", "no such file")
+
+
+def test_stores_are_built_with_the_tokenizer_of_a_run(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("ALUDEL_CACHE", str(tmp_path / "cache"))
+    text = run.parent / "text.txt"
+    assert cli.run(["data", "build", f"text:{text}", "--tokenizer", str(run)]) == 0
+    store = json.loads((Path(capsys.readouterr().out.splitlines()[-1]) / "meta.json").read_text())
+    digests = json.loads((run / "provenance.json").read_text())["digests"]
+    assert [store["digest"]] == digests["data"] and store["tokenizer"] == digests["tokenizer"]
 
 
 def test_config_from_a_file(tmp_path, text, capsys):

@@ -1,7 +1,7 @@
 """The tokenizer and the token stores of a run, from its settings."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ..data import (
@@ -13,10 +13,17 @@ from ..data import (
     make_tokenizer,
     parse_source,
     read_documents,
+    read_sample,
+    source_bytes,
 )
+from ..data.sources import Split
 from ..errors import UserError
+from ..paths import cache_dir
 from .config import PretrainConfig
-from .run import PROVENANCE, TOKENIZER, Run
+from .run import PROVENANCE, TOKENIZER, Run, note
+
+BPE_BYTES = 256_000_000
+"""Text that BPE is trained on, at most."""
 
 
 @dataclass(frozen=True)
@@ -47,21 +54,46 @@ def sources_of(config: PretrainConfig) -> tuple[Source, ...]:
     return tuple(map(parse_source, config.data))
 
 
-def tokenizer_of(config: PretrainConfig, run: Run | None) -> Tokenizer:
+def tokenizer_of(
+    config: PretrainConfig, run: Run | None, say: Callable[[str], None] = note
+) -> Tokenizer:
     """The run's tokenizer where it has one; else made as the settings say, on the training part."""
     if run is not None and run.exists:
         tokenizer = run.tokenizer()
         known = run.read(PROVENANCE).get("digests", {}).get("tokenizer", tokenizer.digest)
         check_tokenizer(run, tokenizer, known)
         return tokenizer
-    options, sources = options_of(config), sources_of(config)
+    return train_tokenizer(config.tokenizer, sources_of(config), options_of(config), say)
+
+
+def train_tokenizer(
+    spec: str, sources: Sequence[Source], options: ReadOptions, say: Callable[[str], None]
+) -> Tokenizer:
+    """A tokenizer as `--tokenizer` says it, made from the training part of the sources.
+
+    BPE is trained on all of the text up to BPE_BYTES of it, else, and then it says so, on a
+    sample of that size, evenly spread and always the same.
+    """
+    cache = cache_dir()
 
     def texts() -> Iterator[str]:
+        share = 1.0
+        if spec.startswith("bpe:"):
+            total = sum(source_bytes(source, "train", options, cache) for source in sources)
+            share = min(1.0, BPE_BYTES / total)
+            if share < 1:
+                say(
+                    f"tokenizer: trained on a sample of {BPE_BYTES / 1e6:,.0f} MB, evenly spread "
+                    f"over the {total / 1e6:,.0f} MB to train on"
+                )
         for source in sources:
-            for document in read_documents(source, "train", options):
-                yield document.text
+            if share < 1:
+                documents = read_sample(source, "train", options, cache, share)
+            else:
+                documents = read_documents(source, "train", options, cache)
+            yield from (document.text for document in documents)
 
-    return make_tokenizer(config.tokenizer, texts)
+    return make_tokenizer(spec, texts)
 
 
 def check_tokenizer(run: Run, tokenizer: Tokenizer, trained_with: str) -> None:
@@ -86,11 +118,16 @@ def with_vocabulary(config: PretrainConfig, tokenizer: Tokenizer) -> PretrainCon
     return dataclasses.replace(config, model=model)
 
 
-def open_corpus(config: PretrainConfig, tokenizer: Tokenizer) -> Corpus:
+def open_corpus(
+    config: PretrainConfig, tokenizer: Tokenizer, say: Callable[[str], None] = note
+) -> Corpus:
     """Every source, tokenised: found in the cache, or made."""
     options, sources = options_of(config), sources_of(config)
-    train = tuple(build_store(source, "train", tokenizer, options) for source in sources)
-    validation = tuple(build_store(source, "validation", tokenizer, options) for source in sources)
+
+    def stores(split: Split) -> tuple[TokenStore, ...]:
+        return tuple(build_store(one, split, tokenizer, options, say=say) for one in sources)
+
+    train, validation = stores("train"), stores("validation")
     return Corpus(sources, unique([source.name for source in sources]), train, validation)
 
 

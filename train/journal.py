@@ -6,6 +6,7 @@ never waits for the host.
 
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,7 +20,10 @@ TENSORBOARD_SECONDS = 0.5
 
 
 class Journal:
-    """Writes metrics.jsonl, TensorBoard events and the display."""
+    """Writes metrics.jsonl, TensorBoard events and the display.
+
+    known: figures of a step that follow from its number alone.
+    """
 
     def __init__(
         self,
@@ -33,11 +37,13 @@ class Journal:
         log_every: int = 1,
         events: Any = None,
         seconds: float = 0.0,
+        known: Callable[[int], dict] = lambda step: {},
     ):
         self.lines, self.display = lines, display
         self._steps, self._tokens = steps, tokens_per_step
         self._flops, self._peak, self._every = flops_per_token, peak_flops, log_every
         self._events, self._told = events, 0.0
+        self._known = known
         self._pending: deque[tuple[int, dict]] = deque()
         self._held: dict | None = None
         self._keep = False
@@ -133,6 +139,7 @@ class Journal:
         if self._held is None:
             return
         if self._keep:
+            self._held |= self._known(self._held["step"])
             self._held["seconds"] = round(self.seconds, 3)
             self.lines.append(self._held)
             self._tell(self._held)

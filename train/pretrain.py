@@ -39,7 +39,7 @@ from .samples import make_writer, writable
 from .scoring import figures, rows_at_once, score
 from .sizes import expected_seconds
 from .step import init_state, make_eval_step, make_step, stream
-from .summary import closing, summarize
+from .summary import closing, epochs_of, summarize
 
 STAGE = "pretrain"
 TEMPERATURE, TOP_P = 0.8, 0.95  # of samples while training
@@ -62,11 +62,11 @@ def _pretrain(config: PretrainConfig, signals: Signals) -> Path:
     run = open_folder(config.out or "runs/pretrain")
     resumes = run.exists
     say(f"preparing: {', '.join(config.data)}; tokenizer {config.tokenizer}")
-    tokenizer = tokenizer_of(config, run)
+    tokenizer = tokenizer_of(config, run, say)
     config = with_vocabulary(config, tokenizer)
     if resumes:
         check_same(run, STAGE, config)
-    corpus = open_corpus(config, tokenizer)
+    corpus = open_corpus(config, tokenizer, say)
     model = config.model
     batches = TrainBatches(corpus.train, corpus.weights, config.batch, model.context, config.seed)
     for store, name in zip(corpus.train, corpus.names, strict=True):
@@ -166,6 +166,10 @@ def _pretrain(config: PretrainConfig, signals: Signals) -> Path:
 
     sample = make_samples(config, tokenizer, stream(key, "samples"), say)
     mine = local_rows(mesh, config.batch)
+
+    def epochs(step: int) -> dict[str, float]:
+        return epochs_of(corpus.names, batches.epochs(step))
+
     plan = Plan(
         step=step,
         batch=lambda number: place(batches.batch(number, mine)),
@@ -191,6 +195,7 @@ def _pretrain(config: PretrainConfig, signals: Signals) -> Path:
         log_every=config.log_every,
         events=Events(run.path / "tensorboard", begin, say) if config.tensorboard else None,
         seconds=seconds,
+        known=epochs,
     )
 
     # ---- train
@@ -209,7 +214,7 @@ def _pretrain(config: PretrainConfig, signals: Signals) -> Path:
     checkpoints.close()
 
     # ---- what came of it
-    summary = summarize(run, config, epochs=batches.epochs(config.steps), seconds=journal.seconds)
+    summary = summarize(run, config, epochs=epochs(config.steps), seconds=journal.seconds)
     write_json(run.path / SUMMARY, summary)
     write_report(run)
     for line in closing(summary, samples.read()):
@@ -223,13 +228,17 @@ def opening(
     """What is about to happen; left: steps still to go."""
     tokens = sum(len(store.tokens) for store in corpus.train)
     held = sum(len(store.tokens) for store in corpus.validation)
-    (epochs,) = {max(batches.epochs(config.steps))}
+    each = batches.epochs(config.steps)
+    epochs = f"{max(each):.2g} epochs"
+    if len(each) > 1:
+        of = zip(corpus.names, each, strict=True)
+        epochs = "epochs: " + ", ".join(f"{one:.2g} of {name}" for name, one in of)
     peak = peak_flops(devices)
     lines = [
         f"model: {config.model.parameters():,} parameters, vocabulary {config.model.vocab_size:,}, "
         f"context {config.model.context:,}",
         f"data: {', '.join(corpus.names)}: {tokens:,} tokens to train on, {held:,} for validation",
-        f"run: {config.steps:,} steps of {config.tokens_per_step:,} tokens, {epochs:.2g} epochs, "
+        f"run: {config.steps:,} steps of {config.tokens_per_step:,} tokens, {epochs}, "
         f"on {describe(devices)}",
     ]
     seconds = expected_seconds(config, left, devices, peak)

@@ -10,8 +10,19 @@ from .run import METRICS, Run
 LAST = 50
 
 
-def summarize(run: Run, config: PretrainConfig, *, epochs: Sequence[float], seconds: float) -> dict:
-    """summary.json of a finished run."""
+def epochs_of(names: Sequence[str], epochs: Sequence[float]) -> dict[str, float]:
+    """How often the source that was seen most has been seen and, of a mixture, each of them."""
+    out = {"epochs": round(max(epochs), 6)}
+    if len(names) > 1:
+        each = zip(names, epochs, strict=True)
+        out |= {f"epochs/{name}": round(one, 6) for name, one in each}
+    return out
+
+
+def summarize(
+    run: Run, config: PretrainConfig, *, epochs: dict[str, float], seconds: float
+) -> dict:
+    """summary.json of a finished run; epochs: from `epochs_of`."""
     lines = run.lines(METRICS).read()
     steps = [line for line in lines if line.get("loss_nats") is not None]
     evaluated = [line for line in lines if line.get("val_nats_per_token") is not None]
@@ -20,7 +31,7 @@ def summarize(run: Run, config: PretrainConfig, *, epochs: Sequence[float], seco
     out = {
         "steps": config.steps,
         "tokens": config.steps * config.tokens_per_step,
-        "epochs": max(epochs),
+        **epochs,
         "parameters": config.model.parameters(),
         "seconds": round(seconds, 2),
         "loss_nats": _mean(steps[-LAST:], "loss_nats"),

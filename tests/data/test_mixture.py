@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aludel.data import TrainBatches
 from aludel.data.mixture import BLOCK, Mixture, exact_shares
 from aludel.errors import UserError
 
@@ -57,3 +58,24 @@ def test_weights_must_be_positive(bad):
 def test_weight_too_small_for_a_row_is_refused():
     with pytest.raises(UserError, match="source 2 .* less than one row in 1000"):
         Mixture([1, 1e-4], seed=0)
+
+
+def test_three_sources_by_weights_are_exact_from_any_step_and_on_any_number_of_hosts(memory_store):
+    stores = [memory_store([list(range(n, n + 3000))]) for n in (0, 10_000, 20_000)]
+
+    def batches():
+        return TrainBatches(stores, [0.6, 0.3, 0.1], 40, 8, seed=7)
+
+    seen = np.concatenate([batches().batch(i)["source"] for i in range(50)])
+    for block in seen.reshape(2, BLOCK):
+        assert np.bincount(block).tolist() == [600, 300, 100]
+    part = np.bincount(seen[:200]) / 200  # an incomplete block: within what a sample allows
+    assert np.abs(part - [0.6, 0.3, 0.1]).max() < 0.12
+    run = batches()
+    straight = [run.batch(i) for i in range(20)]
+    resumed = batches()  # at step 13, on four hosts
+    for i in range(13, 20):
+        parts = [resumed.batch(i, slice(10 * host, 10 * host + 10)) for host in range(4)]
+        for name, array in straight[i].items():
+            assert np.array_equal(np.concatenate([one[name] for one in parts]), array)
+    assert run.epochs(50) == (1200 / 374, 600 / 374, 200 / 374)

@@ -84,10 +84,10 @@ def test_another_text_split_option_or_tokenizer_is_another_store(source, cache, 
     assert len({store.digest for store in stores}) == 4  # the option changed no token
 
 
-@pytest.mark.parametrize("damage", ["tokens.bin", "offsets.bin", "meta.json"])
+@pytest.mark.parametrize("damage", ["[0-9a-f]*.bin", "offsets.bin", "meta.json"])
 def test_a_damaged_store_is_made_again(source, cache, damage):
     store = build_store(source, "all", tokenizer("byte"), cache=cache)
-    path = store.path / damage
+    (path,) = store.path.glob(damage)
     path.write_bytes(path.read_bytes()[:-8])
     assert open_store(store.path) is None
     again = build_store(source, "all", tokenizer("byte"), cache=cache)
@@ -102,8 +102,8 @@ def test_nothing_is_left_when_making_fails(source, cache):
     assert os.listdir(cache / "stores") == []
 
 
-def test_what_a_killed_process_left_is_swept_away_but_not_what_is_being_written(source, cache):
-    for name, age in (("dead", 10_000), ("alive", 10)):
+def test_what_a_killed_process_left_is_swept_away_but_not_what_may_go_on(source, cache):
+    for name, age in (("dead", 1e6), ("alive", 1e5)):
         folder = cache / "stores" / f".{name}"
         folder.mkdir(parents=True)
         (folder / "tokens.bin").write_bytes(b"x")

@@ -2,6 +2,7 @@
 
 import json
 import random
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,12 +12,13 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from aludel.data import SEPARATOR, Tokenizer, UnknownCharacterError, make_tokenizer
+from aludel.data import tokenizer as tokenizer_module
 from aludel.data.pieces import cut
 from aludel.data.tokenizer import byte_names
 from aludel.errors import UserError
 
 anything = st.text(st.characters(codec="utf-8"))
-wordy = st.text(st.sampled_from("ab1'.,\n\t  \u00a0\u3000\x1c中é🙂sl"), max_size=60)
+wordy = st.text(st.sampled_from("ab1'.,\n\t  \u00a0\u3000\x1c中é🙂sl。，！"), max_size=60)
 TEXT = (
     "the cat's hat, it'll sit on the mat;  2024\n\n\tdef f(x):\n        return x\n中文字 中文\n" * 8
 )
@@ -51,6 +53,27 @@ def test_tables_give_the_ids_of_the_library(made, text):
     for spec in ("char", "byte"):
         library = made[spec]._library
         assert made[spec].encode(text).tolist() == library.encode(text).ids
+
+
+@given(st.lists(wordy | anything, min_size=1, max_size=4))
+def test_words_looked_up_give_the_ids_of_the_library(made, texts):
+    with mock.patch.object(tokenizer_module, "REMEMBERED", 20):
+        for _ in range(3):  # new, known, and known of old
+            ours = [ids.tolist() for ids in made["bpe:400"].encode_batch(texts)]
+    library = made["bpe:400"]._library
+    assert ours == [library.encode(text, add_special_tokens=False).ids for text in texts]
+    assert len(made["bpe:400"]._known) < 500 > len(made["bpe:400"]._older)
+
+
+def test_merges_across_words_are_cut_nowhere():
+    library = tokenizers.Tokenizer(
+        models.BPE({**{n: i for i, n in enumerate(byte_names())}, "aĠ": 256}, [("a", "Ġ")])
+    )
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    library.decoder = decoders.ByteLevel()
+    tokenizer = Tokenizer(library)
+    assert tokenizer.kind == "other" and list(cut("a a", tokenizer.kind, 1)) == [(0, 3)]
+    assert tokenizer.encode("a a").tolist() == library.encode("a a").ids
 
 
 @given(anything | wordy)
