@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import UserError
+from .memory import use_large_pages
 from .paths import cache_dir
 
 USAGE = """\
@@ -31,6 +32,8 @@ KEPT_PROGRAMS = 2 << 30  # bytes of compiled programs; the longest unused make r
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command; ends the process with its status."""
+    if argv is None and sys.argv[1:2] and sys.argv[1] in COMPUTING:
+        use_large_pages()
     sys.exit(run(list(sys.argv[1:] if argv is None else argv)))
 
 
@@ -359,6 +362,9 @@ COMMANDS = {
     "info": info,
     "data": data,
 }
+
+
+COMPUTING = ("demo", "pretrain", "sample", "eval")
 
 
 def prepare() -> None:

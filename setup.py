@@ -15,7 +15,7 @@ PACKAGES = [
     "aludel.train",
     "aludel.configs",
 ]
-ROOT_MODULES = {"__init__", "cli", "errors", "paths"}
+ROOT_MODULES = {"__init__", "cli", "errors", "memory", "paths"}
 
 
 class BuildListed(build_py):

@@ -4,7 +4,7 @@ Three paths do the same arithmetic (LayerNorm, learned positions, tanh GELU, bia
 no dropout) on the same tokens and take turns: aludel's step with its guard and metrics;
 `transformers`' GPT-2 with fused attention; and GPT-2 written as plainly as nanoGPT's. The rivals
 use PyTorch's fused AdamW and clipping, each with `torch.compile` where a C++ compiler is there, and
-without it. Prints tokens/s, our ratio to each rival, and the share of the measured peak of a
+without it; all have the allocator's settings that `aludel pretrain` makes. Prints tokens/s, our ratio to each rival, and the share of the measured peak of a
 float32 matrix product (FLOPs: 6N and the causal half of attention).
 
     python benchmarks/training.py [--shapes small medium large] [--rounds 5] [--out FILE.json]
@@ -22,6 +22,8 @@ from typing import NamedTuple
 
 import numpy as np
 from compare import alternate, cores, table, write_json
+
+from aludel.memory import keep_memory, use_large_pages
 
 PEAK_LEARNING_RATE, WEIGHT_DECAY, CLIP = 1e-3, 0.1, 1.0
 
@@ -279,6 +281,7 @@ def compare_shape(name: str, rounds: int) -> dict:
 
 def peak_memory(path: str, name: str, steps: int, queue) -> None:
     """Peak resident bytes of a process that does nothing but train."""
+    keep_memory()
     shape = SHAPES[name]._replace(steps=steps)
     paths()[path](shape)()
     queue.put(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
@@ -306,6 +309,8 @@ def main() -> None:
     parser.add_argument("--memory", action="store_true", help="peak memory, not time")
     parser.add_argument("--out", help="write the figures to this file, as JSON")
     args = parser.parse_args()
+    use_large_pages()
+    keep_memory()
     if args.memory:
         figures = {name: compare_memory(name) for name in args.shapes}
     else:

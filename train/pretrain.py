@@ -7,6 +7,7 @@ import jax
 
 from ..data import Tokenizer, TrainBatches
 from ..errors import UserError
+from ..memory import keep_memory
 from ..model import check_mesh, init_params, make_apply, make_mesh, replicated
 from .check import check_loss
 from .checkpoint import Say
@@ -77,6 +78,7 @@ def _pretrain(config: PretrainConfig, signals: Signals) -> Path:
             say(f"{name}, validation: {store.replaced:,} undecodable pieces replaced by U+FFFD")
 
     # ---- devices and the loss
+    keep_memory()  # before the devices' threads begin
     mesh = make_mesh(config.mesh)
     check_mesh(model.heads, config.batch // config.accumulation, mesh)
     place = placer(mesh)
