@@ -4,8 +4,9 @@ Three paths do the same arithmetic (LayerNorm, learned positions, tanh GELU, bia
 no dropout) on the same tokens and take turns: aludel's step with its guard and metrics;
 `transformers`' GPT-2 with fused attention; and GPT-2 written as plainly as nanoGPT's. The rivals
 use PyTorch's fused AdamW and clipping, each with `torch.compile` where a C++ compiler is there, and
-without it; all have the allocator's settings that `aludel pretrain` makes. Prints tokens/s, our ratio to each rival, and the share of the measured peak of a
-float32 matrix product (FLOPs: 6N and the causal half of attention).
+without it; all have the allocator's settings that `aludel pretrain` makes. Prints tokens/s, our
+ratio to each rival, and the share of the measured peak of a float32 matrix product (FLOPs: 6N and
+the causal half of attention).
 
     python benchmarks/training.py [--shapes small medium large] [--rounds 5] [--out FILE.json]
     python benchmarks/training.py --memory     # peak resident memory, a process for each path
