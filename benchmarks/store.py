@@ -48,8 +48,10 @@ store = build_store(
 seconds = time.perf_counter() - begin
 used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
 cpu = sum(one.ru_utime + one.ru_stime for one in used)
-print(json.dumps({"seconds": seconds, "cpu_seconds": cpu, "digest": store.digest, "tokens": len(store.tokens),
-                  "bytes": store.bytes, "documents": store.documents, "path": str(store.path)}))
+print(json.dumps({
+    "seconds": seconds, "cpu_seconds": cpu, "digest": store.digest, "tokens": len(store.tokens),
+    "bytes": store.bytes, "documents": store.documents, "path": str(store.path),
+}))
 """
 
 
