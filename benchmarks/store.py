@@ -37,7 +37,7 @@ ONSETS = "b c d f g h k l m n p r s t v w br ch cl dr fl gr pl pr sh sl st th tr
 VOWELS, CODAS = "a e i o u ai ea ou".split(), ["", "n", "r", "s", "l", "t", "m", "nd", "st", "ng"]
 
 BUILD = """
-import json, sys, time
+import json, resource, sys, time
 from aludel.data import build_store, parse_source, Tokenizer
 source, tokenizer, cache, workers = sys.argv[1:5]
 begin = time.perf_counter()
@@ -46,8 +46,12 @@ store = build_store(
     workers=int(workers) or None, say=lambda line: print(line, file=sys.stderr, flush=True),
 )
 seconds = time.perf_counter() - begin
-print(json.dumps({"seconds": seconds, "digest": store.digest, "tokens": len(store.tokens),
-                  "bytes": store.bytes, "documents": store.documents, "path": str(store.path)}))
+used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+cpu = sum(one.ru_utime + one.ru_stime for one in used)
+print(json.dumps({
+    "seconds": seconds, "cpu_seconds": cpu, "digest": store.digest, "tokens": len(store.tokens),
+    "bytes": store.bytes, "documents": store.documents, "path": str(store.path),
+}))
 """
 
 
@@ -207,6 +211,7 @@ def main() -> None:
             ("text", f"{figures['bytes'] / 1e6:,.0f} MB in {figures['documents']:,} files"),
             ("tokens", f"{figures['tokens']:,}"),
             ("time", f"{figures['seconds']:.1f} s, {rate:.2f} MB/s"),
+            ("by core", f"{figures['bytes'] / 1e6 / figures['cpu_seconds']:.2f} MB/s of CPU time"),
             (
                 "peak memory",
                 f"{figures['peak_bytes'] / 1e6:,.0f} MB, {figures['processes']} processes together",

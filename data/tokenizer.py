@@ -1,14 +1,12 @@
 """Text to token ids and back, exactly; what is stored is a `tokenizer.json` of `tokenizers`.
 
 The text of a special token inside a document is text like any other: only `separator` marks
-where a document begins. Characters and bytes are looked up in a table, and words in a memory of
-those already seen: the ids are those that the library gives, many times as fast.
+where a document begins. Characters and bytes are looked up in a table, and the words of BPE
+in the memory of those seen (`words.py`): the ids are the library's, many times as fast.
 """
 
 import hashlib
 import json
-import re
-from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -18,14 +16,11 @@ import tokenizers
 from tokenizers import pre_tokenizers
 
 from ..errors import UserError
+from .words import Words
 
 SEPARATOR = "<|endoftext|>"
 SEPARATORS = (SEPARATOR, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 """Tokens of other people's tokenizers that end a document, in the order we look for them."""
-WORDS = re.compile(r"(?=[ \n])(?<=\S)")
-"""Where GPT-2's pattern always cuts (see pieces.py): a word and what it stands in, at a time."""
-REMEMBERED = 1 << 18
-"""Words whose ids are kept for the next time, about, and as many older ones (100 MB together)."""
 ALPHABET = frozenset(pre_tokenizers.ByteLevel.alphabet())
 
 
@@ -67,8 +62,7 @@ class Tokenizer:
         self.told_loss = False
         """Whether the user has been told what this tokenizer loses."""
         self._table = _table(self.kind, vocabulary)
-        self._known: dict[str, bytes] = {}
-        self._older: dict[str, bytes] = {}
+        self._words = Words(self._encode) if self.kind == "bpe" else None
 
     def encode(self, text: str) -> np.ndarray:
         """Ids of a text, int32 [tokens]; without the separator."""
@@ -82,30 +76,13 @@ class Tokenizer:
             for text in texts:
                 yield self._table[np.frombuffer(text.encode("utf-8"), np.uint8)]
         elif self.kind == "bpe":
-            yield from self._words(texts)
+            yield from map(self._words.ids, texts)
         else:
-            for encoding in self._library.encode_batch_fast(list(texts), add_special_tokens=False):
+            for encoding in self._encode(texts):
                 yield np.array(encoding.ids, np.int32)
 
-    def _words(self, texts: Sequence[str]) -> Iterator[np.ndarray]:
-        """Texts repeat their words: each is encoded once and then looked up."""
-        if len(self._known) > REMEMBERED:  # what is still in use will come back out of the older
-            self._older, self._known = self._known, {}
-        known, older = self._known, self._older
-        split = [WORDS.split(text) for text in texts]
-        found = [list(map(known.get, words)) for words in split]
-        holes = [[place for place, ids in enumerate(row) if ids is None] for row in found]
-        each = zip(split, holes, strict=True)
-        missing = {words[place] for words, places in each for place in places}
-        known.update((word, older[word]) for word in missing.intersection(older))
-        new = list(missing.difference(older))
-        encodings = self._library.encode_batch_fast(new, add_special_tokens=False)
-        for word, encoding in zip(new, encodings, strict=True):
-            known[word] = array("i", encoding.ids).tobytes()
-        for words, row, places in zip(split, found, holes, strict=True):
-            for place in places:
-                row[place] = known[words[place]]
-            yield np.frombuffer(b"".join(row), np.int32)
+    def _encode(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
+        return self._library.encode_batch_fast(list(texts), add_special_tokens=False)
 
     def _characters(self, text: str) -> np.ndarray:
         codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)

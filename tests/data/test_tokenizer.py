@@ -2,7 +2,6 @@
 
 import json
 import random
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from aludel.data import SEPARATOR, Tokenizer, UnknownCharacterError, make_tokenizer
-from aludel.data import tokenizer as tokenizer_module
 from aludel.data.pieces import cut
 from aludel.data.tokenizer import byte_names
 from aludel.errors import UserError
@@ -53,16 +51,6 @@ def test_tables_give_the_ids_of_the_library(made, text):
     for spec in ("char", "byte"):
         library = made[spec]._library
         assert made[spec].encode(text).tolist() == library.encode(text).ids
-
-
-@given(st.lists(wordy | anything, min_size=1, max_size=4))
-def test_words_looked_up_give_the_ids_of_the_library(made, texts):
-    with mock.patch.object(tokenizer_module, "REMEMBERED", 20):
-        for _ in range(3):  # new, known, and known of old
-            ours = [ids.tolist() for ids in made["bpe:400"].encode_batch(texts)]
-    library = made["bpe:400"]._library
-    assert ours == [library.encode(text, add_special_tokens=False).ids for text in texts]
-    assert len(made["bpe:400"]._known) < 500 > len(made["bpe:400"]._older)
 
 
 def test_merges_across_words_are_cut_nowhere():
