@@ -55,7 +55,14 @@ setup(
         "filelock>=3.10",  # for the limit on the programs that JAX keeps
     ],
     extras_require={
-        "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "ruff>=0.14", "setuptools>=77"],
+        "dev": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6",
+            "ruff>=0.14",
+            "setuptools>=77",
+            "psutil>=6",  # benchmarks/store.py: memory of all processes
+        ],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
         "compare": ["torch>=2.4", "transformers>=5.0"],
