@@ -35,6 +35,7 @@ setup(
     python_requires=">=3.11",
     package_dir={"aludel": "."},
     packages=PACKAGES,
+    package_data={"aludel.model.kernels": ["decode.cc"]},
     cmdclass={"build_py": BuildListed},
     entry_points={"console_scripts": ["aludel = aludel.cli:main"]},
     install_requires=[

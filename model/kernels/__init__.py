@@ -7,11 +7,16 @@ t - s < window. It returns `[B, T, heads, D]`.
 
 from .blocked import blocked_attention
 from .cudnn import cudnn_attention
+from .decoding import CachedKernels, cached_kernels, for_decoding, head_product
 from .plain import cached_attention, plain_attention
 
 __all__ = [
+    "CachedKernels",
     "blocked_attention",
     "cached_attention",
+    "cached_kernels",
     "cudnn_attention",
+    "for_decoding",
+    "head_product",
     "plain_attention",
 ]
