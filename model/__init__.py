@@ -1,6 +1,7 @@
 """Token ids to hidden states to log-probs; the cache, sampling, and the sharding of parameters."""
 
 from .attention import attention, choose_kernel
+from .choice import SamplingConfig, truncate
 from .config import DecoderConfig
 from .decoder import Cache, Decoder, make_cache
 from .execution import Execution
@@ -14,7 +15,8 @@ from .parameters import (
     param_shardings,
     stored_shardings,
 )
-from .sampling import Samples, SamplingConfig, make_sampler, pad_prompts, truncate
+from .refill import make_generator
+from .sampling import Samples, make_sampler, pad_prompts
 from .sharding import MeshConfig, batch_sharding, check_mesh, make_mesh, replicated
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "init_params",
     "make_apply",
     "make_cache",
+    "make_generator",
     "make_mesh",
     "make_sampler",
     "pad_prompts",

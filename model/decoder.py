@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from .attention import attention
 from .config import GATED, DecoderConfig
 from .execution import DEFAULT, Execution
-from .kernels import cached_attention
+from .kernels import CachedKernels, cached_kernels
 from .layers import Norm, Projection, Table, TokenShift, activate, dropout, rotary
 from .sharding import constrain
 
@@ -28,16 +28,18 @@ REMAT = {
 class LayerCache(NamedTuple):
     """What one block keeps of the tokens so far."""
 
-    key: Array  # [B, S, kv_heads, D]
-    value: Array  # [B, S, kv_heads, D]
-    shifted: tuple[Array, Array] | None  # the last inputs of both token shifts, [B, reach, width]
+    key: Array  # [B, kv_heads, S, D]: a head's slots lie together, as attention reads them
+    value: Array  # [B, kv_heads, S, D]
+    # The last inputs of both token shifts [B, reach or more, width].
+    shifted: tuple[Array, Array] | None
 
 
 class Cache(NamedTuple):
     """What all blocks keep.
 
     `layers`: where blocks are scanned one `LayerCache` with a leading axis, else one for each.
-    `segment_ids` [B, S]: 0 where a slot holds padding or nothing. `filled`: i32[], slots written.
+    `segment_ids` [B, S]: 0 where a slot holds padding or nothing. `filled`: i32[B], slots written;
+    each row has its own, so that a row can begin anew while others go on.
     """
 
     layers: LayerCache | tuple[LayerCache, ...]
@@ -51,36 +53,81 @@ class Context(NamedTuple):
     positions: Array  # [B, T]
     segment_ids: Array | None  # [B, T]
     cached_segments: Array | None  # [B, S]
-    start: Array | None  # i32[]: the slot of the first new token
+    start: Array | None  # i32[B]: the slot of the first new token
     same: Array | None  # bool [reach, B, T]: see `TokenShift`
     row_keys: Array | None  # [B] keys
 
 
-def make_cache(config: DecoderConfig, execution: Execution, rows: int, slots: int) -> Cache:
-    """An empty cache."""
+def make_cache(
+    config: DecoderConfig, execution: Execution, rows: int, slots: int, rewound: int = 0
+) -> Cache:
+    """An empty cache, of which up to `rewound` tokens may be taken back after a call."""
     dtype = jnp.dtype(config.dtype)
-    slots_of_heads = (rows, slots, config.number_of_kv_heads, config.size_of_head)
+    slots_of_heads = (rows, config.number_of_kv_heads, slots, config.size_of_head)
 
     def layer(*lead: int) -> LayerCache:
         past = None
         if config.token_shift:
-            shape = (*lead, rows, config.token_shift, config.width)
+            shape = (*lead, rows, config.token_shift + rewound, config.width)
             past = (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
         heads = (*lead, *slots_of_heads)
         return LayerCache(jnp.zeros(heads, dtype), jnp.zeros(heads, dtype), past)
 
     scanned = execution.scanned
     layers = layer(config.layers) if scanned else tuple(layer() for _ in range(config.layers))
-    return Cache(layers, jnp.zeros((rows, slots), jnp.int32), jnp.int32(0))
+    segment_ids, filled = jnp.zeros((rows, slots), jnp.int32), jnp.zeros(rows, jnp.int32)
+    return Cache(layers, segment_ids, filled)
+
+
+def grow(cache: Cache, slots: int) -> Cache:
+    """The same cache with room for `slots` tokens."""
+
+    def longer(x: Array, axis: int) -> Array:
+        more = [(0, 0)] * x.ndim
+        more[axis] = (0, slots - x.shape[axis])
+        return jnp.pad(x, more)
+
+    def layer(kept: LayerCache) -> LayerCache:
+        return kept._replace(key=longer(kept.key, -2), value=longer(kept.value, -2))
+
+    layers = cache.layers
+    layers = layer(layers) if isinstance(layers, LayerCache) else tuple(map(layer, layers))
+    return cache._replace(layers=layers, segment_ids=longer(cache.segment_ids, 1))
+
+
+def rewind(cache: Cache, tokens: Array) -> Cache:
+    """The cache without the last `tokens` i32[B] of each row: the next call writes over them."""
+
+    def back(x: Array) -> Array:
+        """`x` [..., B, reach, width], its rows moved on by as many places."""
+        places = (jnp.arange(x.shape[-2]) - tokens[:, None]) % x.shape[-2]
+        return jnp.take_along_axis(x, jnp.broadcast_to(places[..., None], x.shape), axis=-2)
+
+    def layer(kept: LayerCache) -> LayerCache:
+        return kept._replace(shifted=jax.tree.map(back, kept.shifted))
+
+    layers = cache.layers
+    layers = layer(layers) if isinstance(layers, LayerCache) else tuple(map(layer, layers))
+    return cache._replace(layers=layers, filled=cache.filled - tokens)
+
+
+def _write(kept: Array, new: Array, start: Array) -> Array:
+    """`kept` [B, ..., S, D] with `new` [B, ..., T, D] in the slots from `start` i32[B] on."""
+
+    def row(kept: Array, new: Array, start: Array) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(kept, new, start, axis=kept.ndim - 2)
+
+    return jax.vmap(row)(kept, new, start)
 
 
 def _same_segment(reach: int, segment_ids: Array, start: Array, cached: Array | None) -> Array:
-    """bool [reach, B, T]: whether the token j = 1 ... reach places back is of the same segment."""
+    """bool [reach, B, T]: whether the token j = 1 ... reach places back is of the same segment.
+    start: i32[B]."""
     line = segment_ids if cached is None else cached
-    slots = start + jnp.arange(segment_ids.shape[1])
+    slots = start[:, None] + jnp.arange(segment_ids.shape[1])
     same = []
     for back in range(1, reach + 1):
-        before = jnp.take(line, jnp.maximum(slots - back, 0), axis=1)
+        before = jnp.take_along_axis(line, jnp.maximum(slots - back, 0), axis=1)
         same.append((before == segment_ids) & (slots >= back))
     return jnp.stack(same)
 
@@ -95,6 +142,7 @@ class Attention(nn.Module):
     config: DecoderConfig
     execution: Execution
     mesh: Mesh | None
+    kernels: CachedKernels
 
     @nn.compact
     def __call__(self, x: Array, context: Context, cache: LayerCache | None):
@@ -102,7 +150,8 @@ class Attention(nn.Module):
         dim, std = c.size_of_head, c.init_std or c.width**-0.5
 
         def heads(name: str, count: int, axis: str) -> Array:
-            project = Projection(count * dim, ("embed", axis), c.bias, _normal(std), name=name)
+            init, product = _normal(std), self.kernels.product
+            project = Projection(count * dim, ("embed", axis), c.bias, init, product, name=name)
             y = project(x).reshape(*x.shape[:-1], count, dim)
             return constrain(y, ("batch", "length", axis, "head_dim"), self.mesh)
 
@@ -126,12 +175,11 @@ class Attention(nn.Module):
                 devices=1 if self.mesh is None else self.mesh.size,
             )
         else:
-            at = (0, context.start, 0, 0)
             cache = cache._replace(
-                key=jax.lax.dynamic_update_slice(cache.key, key, at),
-                value=jax.lax.dynamic_update_slice(cache.value, value, at),
+                key=_write(cache.key, key.swapaxes(1, 2), context.start),
+                value=_write(cache.value, value.swapaxes(1, 2), context.start),
             )
-            mixed = cached_attention(
+            mixed = self.kernels.attention(
                 query,
                 cache.key,
                 cache.value,
@@ -142,7 +190,8 @@ class Attention(nn.Module):
             )
         mixed = constrain(mixed, ("batch", "length", "heads", "head_dim"), self.mesh)
         init = _output_init(c, c.heads * dim)
-        output = Projection(c.width, ("heads", "embed"), c.bias, init, name="output")
+        axes, product = ("heads", "embed"), self.kernels.product
+        output = Projection(c.width, axes, c.bias, init, product, name="output")
         return output(mixed.reshape(*x.shape[:-1], c.heads * dim)), cache
 
 
@@ -151,20 +200,21 @@ class MLP(nn.Module):
 
     config: DecoderConfig
     mesh: Mesh | None
+    kernels: CachedKernels
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        c = self.config
+        c, product = self.config, self.kernels.product
         init = _normal(c.init_std or c.width**-0.5)
         axes = ("embed", "mlp")
-        up = Projection(c.size_of_mlp, axes, c.bias, init, name="up")(x)
+        up = Projection(c.size_of_mlp, axes, c.bias, init, product, name="up")(x)
         gate = None
         if c.activation in GATED:
-            gate = Projection(c.size_of_mlp, axes, c.bias, init, name="gate")(x)
+            gate = Projection(c.size_of_mlp, axes, c.bias, init, product, name="gate")(x)
         hidden = activate(c.activation, up, gate)
         hidden = constrain(hidden, ("batch", "length", "mlp"), self.mesh)
         init = _output_init(c, c.size_of_mlp)
-        return Projection(c.width, ("mlp", "embed"), c.bias, init, name="down")(hidden)
+        return Projection(c.width, ("mlp", "embed"), c.bias, init, product, name="down")(hidden)
 
 
 def _output_init(c: DecoderConfig, fan_in: int) -> nn.initializers.Initializer:
@@ -180,6 +230,7 @@ class Block(nn.Module):
     config: DecoderConfig
     execution: Execution
     mesh: Mesh | None
+    kernels: CachedKernels
 
     @nn.compact
     def __call__(self, x: Array, layer: Array | int, cache, context: Context):
@@ -195,10 +246,11 @@ class Block(nn.Module):
             return TokenShift(c.token_shift, name=f"{half}_shift")(y, context.same, past)
 
         y, kept_attention = read("attention", past[0])
-        mixed, cache = Attention(c, self.execution, self.mesh, name="attention")(y, context, cache)
+        attend = Attention(c, self.execution, self.mesh, self.kernels, name="attention")
+        mixed, cache = attend(y, context, cache)
         x = x + dropout(mixed, context.row_keys, 2 * layer + 1, c.dropout)
         y, kept_mlp = read("mlp", past[1])
-        y = MLP(c, self.mesh, name="mlp")(y)
+        y = MLP(c, self.mesh, self.kernels, name="mlp")(y)
         x = x + dropout(y, context.row_keys, 2 * layer + 2, c.dropout)
         if cache is not None and c.token_shift:
             cache = cache._replace(shifted=(kept_attention, kept_mlp))
@@ -230,7 +282,7 @@ class Decoder(nn.Module):
         c = self.config
         rows, length = tokens.shape
         if positions is None:
-            start = 0 if cache is None else cache.filled
+            start = 0 if cache is None else cache.filled[:, None]
             positions = jnp.broadcast_to(start + jnp.arange(length), (rows, length))
         init = _normal(c.embedding_init_std)
         table = Table(c.vocab_size, c.width, ("vocab", "embed"), init, name="embed")()
@@ -247,16 +299,16 @@ class Decoder(nn.Module):
         context = Context(positions, segment_ids, None, None, None, row_keys)
         layers = None
         if cache is not None:
-            segments = jax.lax.dynamic_update_slice(
-                cache.segment_ids, segment_ids.astype(jnp.int32), (0, cache.filled)
-            )
+            new = segment_ids.astype(jnp.int32)[..., None]
+            segments = _write(cache.segment_ids[..., None], new, cache.filled)[..., 0]
             context = context._replace(cached_segments=segments, start=cache.filled)
             layers = cache.layers
         if c.token_shift and segment_ids is not None:
-            start = 0 if cache is None else cache.filled
+            start = jnp.zeros(rows, jnp.int32) if cache is None else cache.filled
             same = _same_segment(c.token_shift, segment_ids, start, context.cached_segments)
             context = context._replace(same=same)
-        x, layers = self._blocks(x, layers, context)
+        kernels = cached_kernels("xla" if cache is None else self.execution.decoding, length)
+        x, layers = self._blocks(x, layers, context, kernels)
 
         x = Norm(c.norm, c.norm_eps, c.norm_affine, c.bias, name="final_norm")(x)
         if not c.tied:  # made here, used by `logprobs`
@@ -267,7 +319,7 @@ class Decoder(nn.Module):
             return x
         return x, Cache(layers, segments, cache.filled + length)
 
-    def _blocks(self, x: Array, layers, context: Context):
+    def _blocks(self, x: Array, layers, context: Context, kernels: CachedKernels):
         c, execution = self.config, self.execution
         block = Block
         if execution.remat != "none":
@@ -285,10 +337,12 @@ class Decoder(nn.Module):
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
             numbers = jnp.arange(c.layers)
-            return scan(c, execution, self.mesh, name="blocks")(x, numbers, layers, context)
+            blocks = scan(c, execution, self.mesh, kernels, name="blocks")
+            return blocks(x, numbers, layers, context)
         written = []
         for i in range(c.layers):
             kept = None if layers is None else layers[i]
-            x, kept = block(c, execution, self.mesh, name=f"blocks_{i}")(x, i, kept, context)
+            layer = block(c, execution, self.mesh, kernels, name=f"blocks_{i}")
+            x, kept = layer(x, i, kept, context)
             written.append(kept)
         return x, None if layers is None else tuple(written)

@@ -16,6 +16,9 @@ class Execution:
     """What the backward pass computes again: nothing, all but matrix products, or whole blocks."""
     attention: Literal["auto", "plain", "blocked", "fused", "cudnn"] = "auto"
     """The attention kernel; auto picks by backend, dtype, mask and shape, and says which."""
+    decoding: Literal["auto", "xla", "native"] = "auto"
+    """The kernels of a decoding step: XLA's, or on a CPU in float32 those of `decode.cc`, which
+    need a C++ compiler; auto picks, and says which."""
 
     @property
     def scanned(self) -> bool:

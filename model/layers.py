@@ -22,12 +22,13 @@ class Projection(nn.Module):
     axes: tuple[str, str]
     bias: bool
     init: Initializer
+    product: Callable[[Array, Array], Array] = jnp.matmul
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", nn.with_partitioning(self.init, self.axes), shape)
-        y = x.reshape(-1, x.shape[-1]) @ kernel.astype(x.dtype)
+        y = self.product(x.reshape(-1, x.shape[-1]), kernel.astype(x.dtype))
         if self.bias:
             init = nn.with_partitioning(nn.initializers.zeros_init(), self.axes[1:])
             y = y + self.param("bias", init, (self.features,)).astype(x.dtype)
@@ -118,7 +119,7 @@ class TokenShift(nn.Module):
     One layer then does what otherwise takes attention a layer to find: who stood just before
     (Peng et al. 2023, RWKV; Allen-Zhu 2025, canon layers). `same` bool [reach, B, T] says whether
     token t - j is of t's segment; None: all are, and nothing stands before the row. `past`
-    [B, reach, width] holds the inputs before the row, zeros where there are none.
+    [B, reach or more, width] holds the inputs before the row, zeros where there are none.
     """
 
     reach: int
@@ -133,7 +134,8 @@ class TokenShift(nn.Module):
         line = jnp.concatenate([past, x], axis=1)
         y = x
         for back in range(1, self.reach + 1):
-            before = line[:, self.reach - back : self.reach - back + length]
+            first = past.shape[1] - back
+            before = line[:, first : first + length]
             if same is not None:
                 before = jnp.where(same[back - 1, :, :, None], before, 0)
             y = y + weights[back - 1] * before

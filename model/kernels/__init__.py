@@ -7,13 +7,18 @@ t - s < window. It returns `[B, T, heads, D]`.
 
 from .blocked import blocked_attention
 from .cudnn import cudnn_attention
+from .decoding import CachedKernels, cached_kernels, for_decoding, head_product
 from .fused import fused_attention
 from .plain import cached_attention, plain_attention
 
 __all__ = [
+    "CachedKernels",
     "blocked_attention",
     "cached_attention",
+    "cached_kernels",
     "cudnn_attention",
     "fused_attention",
+    "for_decoding",
+    "head_product",
     "plain_attention",
 ]

@@ -53,15 +53,29 @@ def cached_attention(
     start: Array,
     window: int | None = None,
 ) -> Array:
-    """Attention of T new tokens, the first at slot `start`, over a cache of S slots.
+    """Attention of T new tokens [B, T, heads, D], the first of row b at slot `start[b]`, over a
+    cache of S slots, `key, value [B, kv_heads, S, D]`.
 
     `query_segments` [B, T], `key_segments` [B, S]; slots that are not filled yet lie after the
-    query's own and are not seen.
+    query's own and are not seen. The products of a head are batched in the cache's own layout:
+    any other makes XLA copy the whole cache at every token.
     """
-    slots = start + jnp.arange(query.shape[1])
-    distance = slots[:, None] - jnp.arange(key.shape[1])[None, :]
+    batch, length, heads, dim = query.shape
+    kv_heads, slots = key.shape[1:3]
+    # Query heads that share keys are rows of one product.
+    groups = heads // kv_heads
+    query = query.reshape(batch, length, kv_heads, groups, dim).transpose(0, 2, 3, 1, 4)
+    query = query.reshape(batch, kv_heads, groups * length, dim)
+    own = start[:, None] + jnp.arange(length)
+    distance = own[:, :, None] - jnp.arange(slots)
     visible = distance >= 0
     if window is not None:
         visible &= distance < window
-    visible = visible[None] & (query_segments[:, :, None] == key_segments[:, None, :])
-    return _weighted_sum(query, key, value, visible)
+    visible &= query_segments[:, :, None] == key_segments[:, None, :]
+    scores = jnp.einsum("bkrd,bksd->bkrs", query, key, preferred_element_type=jnp.float32)
+    scores = scores.reshape(batch, kv_heads, groups, length, slots) * dim**-0.5
+    weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, MASKED), axis=-1)
+    weights = weights.reshape(batch, kv_heads, groups * length, slots).astype(value.dtype)
+    mixed = jnp.einsum("bkrs,bksd->bkrd", weights, value)
+    mixed = mixed.reshape(batch, kv_heads, groups, length, dim).transpose(0, 3, 1, 2, 4)
+    return mixed.reshape(batch, length, heads, dim)

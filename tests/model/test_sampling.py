@@ -1,5 +1,7 @@
 """Sampler and trainer agree; truncation, stops, keys and padding do what they say."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,15 +9,21 @@ import pytest
 
 from aludel.errors import UserError
 from aludel.model import (
+    Decoder,
     DecoderConfig,
     Execution,
     SamplingConfig,
     init_params,
     make_apply,
+    make_generator,
     make_sampler,
     pad_prompts,
     truncate,
 )
+from aludel.model.choice import _invert, draw
+from aludel.model.decoding import prefill, row_keys, step
+from aludel.model.kernels import native_decoding as native
+from aludel.model.lookup import guess
 
 PROMPTS = [[1, 2, 3], [5] * 20, [7, 8, 9, 10, 11, 12, 13]]
 FAMILIES = {
@@ -151,6 +159,145 @@ def test_sampled_frequencies_follow_the_tempered_distribution():
     for value in np.unique(token):
         share, p = (token == value).mean(), np.exp(logp[token == value][0])
         assert abs(share - p) < 5 * np.sqrt(p * (1 - p) / rows) + 1e-3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_either_set_of_kernels_draws_the_same(family):
+    config, execution, params = _model(family)
+    out = []
+    for decoding in ("xla", "native") if native.obstacle() is None else ("xla", "auto"):
+        sample = make_sampler(
+            config, SamplingConfig(max_tokens=24), replace(execution, decoding=decoding)
+        )
+        with jax.default_matmul_precision("highest"):
+            out.append(sample(params, *pad_prompts(PROMPTS), jax.random.key(3)))
+    np.testing.assert_array_equal(out[0].tokens, out[1].tokens)
+    np.testing.assert_allclose(out[0].logp, out[1].logp, atol=2e-5)
+
+
+def test_a_draw_follows_the_weights_and_never_takes_a_zero():
+    rng = np.random.default_rng(0)
+    for vocab in (61, 200):  # one block, and blocks of which one is all zeros
+        weights = rng.random(vocab).astype(np.float32) ** 4
+        weights[rng.random(vocab) < 0.5] = 0
+        weights[64:128] = 0
+        rows = 20_000
+        keys = jax.random.split(jax.random.key(vocab), rows)
+        drawn = np.asarray(draw(jnp.tile(weights, (rows, 1)), keys))
+        p = weights / weights.sum()
+        share = np.bincount(drawn, minlength=vocab) / rows
+        assert (share[weights == 0] == 0).all()
+        assert (np.abs(share - p) <= 5 * np.sqrt(p * (1 - p) / rows)).all()
+
+
+def test_a_draw_of_rounded_sums_stays_on_a_positive_weight():
+    """The last u below 1, and weights whose running sum no longer grows."""
+    weights = jnp.asarray([[1.0, 1e-9, 0.0], [0.0, 1.0, 0.0], [1e-30, 0.0, 1.0]])
+    u = jnp.full(3, 1 - 2.0**-24)
+    assert _invert(weights, u).tolist() == [0, 1, 2]
+    assert _invert(weights, jnp.ones(3)).tolist() == [1, 1, 2]
+    assert _invert(weights, jnp.zeros(3)).tolist() == [0, 1, 0]
+
+
+def test_truncated_sampling_draws_only_what_is_left():
+    config, execution, params = _model()
+    sampling = SamplingConfig(max_tokens=8, top_k=2)
+    out = make_sampler(config, sampling, execution)(
+        params, *pad_prompts([[4, 5, 6]] * 40), jax.random.key(0)
+    )
+    assert len(set(np.asarray(out.tokens[:, 0]))) == 2
+    # Of the whole distribution: the two do not add up to 1.
+    assert sum(set(np.exp(np.asarray(out.logp[:, 0])))) < 0.99
+
+
+def test_limits_of_rows():
+    config, execution, params = _model()
+    sample = make_sampler(config, SamplingConfig(max_tokens=40), execution)
+    prompts, key = pad_prompts(PROMPTS), jax.random.key(4)
+    whole = sample(params, *prompts, key)
+    cut = sample(params, *prompts, key, jnp.asarray([5, 0, 99]))
+    assert cut.length.tolist() == [5, 0, 40]
+    assert not cut.stopped.any()
+    for row, length in enumerate(cut.length):
+        np.testing.assert_array_equal(cut.tokens[row, :length], whole.tokens[row, :length])
+        assert (cut.tokens[row, length:] == 0).all()
+
+
+def _random_prompt(number):
+    rng = np.random.default_rng(number)
+    return rng.integers(1, 61, 1 + 5 * number % 37).tolist()
+
+
+MANY = [_random_prompt(number) for number in range(11)]
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_refilled_rows_write_what_one_batch_does(family, scan):
+    config, execution, params = _model(family, scan)
+    sampling = SamplingConfig(max_tokens=30, temperature=0.9, stop=(3, 17))
+    limits = np.asarray([30, 2, 9, 1, 25, 30, 0, 14, 3, 30, 7])
+    key = jax.random.key(6)
+    with jax.default_matmul_precision("highest"):
+        want = make_sampler(config, sampling, execution)(params, *pad_prompts(MANY), key, limits)
+        generate = make_generator(config, sampling, execution, rows=8)
+        got = generate(params, MANY, key, limits)
+    np.testing.assert_array_equal(got.tokens, want.tokens)
+    np.testing.assert_array_equal(got.length, want.length)
+    np.testing.assert_array_equal(got.stopped, want.stopped)
+    np.testing.assert_allclose(got.logp, want.logp, atol=2e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lookup_changes_no_sample(family):
+    """Rows that are sure of themselves repeat, and guesses are right; others are wrong."""
+    config, execution, params = _model(family)
+    for temperature in (0.0, 0.5, 1.0):
+        plain = SamplingConfig(max_tokens=40, temperature=temperature, stop=(3, 17))
+        key = jax.random.key(2)
+        with jax.default_matmul_precision("highest"):
+            want = make_sampler(config, plain, execution)(params, *pad_prompts(PROMPTS), key)
+            ahead = make_sampler(config, replace(plain, lookup=4), execution)
+            got = ahead(params, *pad_prompts(PROMPTS), key)
+        np.testing.assert_array_equal(got.tokens, want.tokens)
+        np.testing.assert_array_equal(got.length, want.length)
+        np.testing.assert_array_equal(got.stopped, want.stopped)
+        np.testing.assert_allclose(got.logp, want.logp, atol=2e-5)
+
+
+def test_lookup_takes_several_tokens_a_step():
+    """A text that has begun to repeat itself goes on five tokens at a time."""
+    config, execution, params = _model()
+    decoder = Decoder(config, execution)
+    sampling = SamplingConfig(max_tokens=80, temperature=0, lookup=4)
+    tokens, mask = pad_prompts([[1, 2, 3]])
+    keys = row_keys(jax.random.key(0), jnp.arange(1))
+    with jax.default_matmul_precision("highest"):
+        rows, cache = prefill(
+            decoder, sampling, params, tokens, mask, keys, jnp.full(1, 80), 16 + 80 + 4
+        )
+        steps = []
+        while not rows.done.all():
+            before = int(rows.length[0])
+            rows, cache = jax.jit(step, static_argnums=(0, 1))(
+                decoder, sampling, params, rows, cache
+            )
+            steps.append(int(rows.length[0]) - before)
+    new = np.asarray(rows.text[0, 16:])
+    assert len(set(new)) < 40  # greedy text of a random model runs into a circle
+    assert max(steps) == 5 and len(steps) < 60
+
+
+def test_guesses_follow_the_latest_longest_match():
+    text = jnp.asarray(
+        [
+            [-1, 1, 2, 3, 9, 8, 2, 3, 7, 1, 2, 3, 0, 0],  # 1 2 3 before: 9 8 2 3
+            [-1, -1, 5, 6, 7, 4, 7, 6, 7, 0, 0, 0, 0, 0],  # 6 7 before: 4 7 6 7
+            [-1, -1, -1, 4, 5, 4, 5, 0, 0, 0, 0, 0, 0, 0],  # in a circle: 4 5 4 5
+        ]
+    )
+    got = guess(text, jnp.asarray([12, 9, 7]), 4)
+    assert got.tolist() == [[9, 8, 2, 3], [4, 7, 6, 7], [4, 5, 4, 5]]
 
 
 @pytest.mark.parametrize("scan", [False, True])

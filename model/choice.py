@@ -1,0 +1,118 @@
+"""The choice of the next token: hidden states to a token and its log-prob.
+
+A token is drawn by inverting the distribution function, so it costs two random numbers and not
+one for each word of the vocabulary, which on a CPU take longer than a layer of the decoder.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from ..errors import UserError
+from .kernels import head_product
+
+BLOCK = 64  # of the vocabulary: first a block is drawn, then a token in it
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How the next token is chosen."""
+
+    max_tokens: int = 128
+    """New tokens at most."""
+    temperature: float = 1.0
+    """Divides the logits; 0 takes the likeliest token."""
+    top_k: int = 0
+    """Choose among the k likeliest tokens; 0: among all."""
+    top_p: float = 1.0
+    """Choose among the likeliest tokens whose probabilities together do not exceed p."""
+    stop: tuple[int, ...] = ()
+    """Tokens that end a row; the one that did is kept."""
+    lookup: int = 0
+    """Guess this many tokens ahead where the text repeats itself; 0: none. Samples stay the same;
+    it pays for one row or a few."""
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise UserError(f"max_tokens must be at least 1, not {self.max_tokens}")
+        if self.temperature < 0:
+            raise UserError(f"temperature must not be negative, not {self.temperature}")
+        if self.top_k < 0:
+            raise UserError(f"top_k must not be negative, not {self.top_k}")
+        if not 0 <= self.top_p <= 1:
+            raise UserError(f"top_p must lie in [0, 1], not {self.top_p}")
+        if self.lookup < 0:
+            raise UserError(f"lookup must not be negative, not {self.lookup}")
+
+
+def truncate(logits: Array, top_k: int, top_p: float) -> Array:
+    """`logits` [..., V] with the tokens that top-k and top-p leave out at -inf.
+
+    Top-p keeps the likeliest tokens whose probabilities together do not exceed p (the reading of
+    OpenAI's lm-human-preferences; Holtzman et al. 2019 keep one token more); the likeliest always
+    stays, and so do ties with the last one kept.
+    """
+    vocab = logits.shape[-1]
+    if 0 < top_k < vocab:
+        least = jax.lax.top_k(logits, top_k)[0][..., -1:]
+        logits = jnp.where(logits < least, -jnp.inf, logits)
+    if top_p < 1:
+        ordered = jnp.sort(logits, axis=-1)[..., ::-1]
+        together = jnp.cumsum(jax.nn.softmax(ordered, axis=-1), axis=-1)
+        kept = jnp.maximum(jnp.sum(together <= top_p, axis=-1, keepdims=True), 1)
+        least = jnp.take_along_axis(ordered, kept - 1, axis=-1)
+        logits = jnp.where(logits < least, -jnp.inf, logits)
+    return logits
+
+
+def choose(
+    hidden: Array,
+    head: Array,
+    keys: Array,
+    sampling: SamplingConfig,
+    cap: float | None,
+    decoding: str = "xla",
+) -> tuple[Array, Array]:
+    """(token i32[N], its log-prob f32[N]) after `hidden` [N, width], with one key [N] for each.
+
+    `head` [V, width]. The log-prob is that of softmax(cap(hidden @ head.T) / temperature) over
+    the whole vocabulary, whatever truncation chose the token; greedy: at temperature 1.
+    """
+    logits = head_product(hidden, head, decoding)
+    if cap is not None:
+        logits = cap * jnp.tanh(logits / cap)
+    if sampling.temperature > 0:
+        logits = logits / sampling.temperature
+    top = logits.max(axis=-1, keepdims=True)
+    weights = jnp.exp(logits - top)
+    if sampling.temperature == 0:
+        token = jnp.argmax(logits, axis=-1)
+    elif 0 < sampling.top_k < logits.shape[-1] or sampling.top_p < 1:
+        allowed = truncate(logits, sampling.top_k, sampling.top_p)
+        token = draw(jnp.where(allowed == -jnp.inf, 0.0, weights), keys)
+    else:
+        token = draw(weights, keys)
+    chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
+    return token.astype(jnp.int32), chosen - top[:, 0] - jnp.log(weights.sum(axis=-1))
+
+
+def draw(weights: Array, keys: Array) -> Array:
+    """i32[N]: for each row of `weights` f32[N, V] an index with probability in proportion to its
+    weight, never one of weight 0. Some weight of each row must be positive."""
+    rows, vocab = weights.shape
+    padded = jnp.pad(weights, ((0, 0), (0, -vocab % BLOCK))).reshape(rows, -1, BLOCK)
+    u = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)
+    block = _invert(padded.sum(axis=-1), u[:, 0])
+    inside = jnp.take_along_axis(padded, block[:, None, None], axis=1)[:, 0]
+    return block * BLOCK + _invert(inside, u[:, 1])
+
+
+def _invert(weights: Array, u: Array) -> Array:
+    """i32[N]: the first index where the running sum of `weights` [N, V] passes u [N] of it."""
+    running = jnp.cumsum(weights, axis=-1)
+    past = (running > u[:, None] * running[:, -1:]) & (weights > 0)
+    # Sums are rounded, so that none may be past: then it is the last weight that counts.
+    last = weights.shape[-1] - 1 - jnp.argmax(weights[:, ::-1] > 0, axis=-1)
+    return jnp.where(past.any(axis=-1), jnp.argmax(past, axis=-1), last).astype(jnp.int32)

@@ -1,0 +1,224 @@
+// Decoding on a CPU: a product with few rows, and attention over the filled slots of a cache.
+//
+// Both are bound by reading (weights, keys and values) and by how little is done around it, where
+// a general matrix product packs and blocks. Written with the compiler's vector types, so that one
+// source serves every instruction set. XLA calls them through its foreign-function interface; the
+// work is shared out over XLA's own threads.
+
+#include <cmath>
+#include <vector>
+
+#include "native.h"
+
+namespace ffi = xla::ffi;
+
+namespace {
+
+using native::kPanel;
+using native::kTall;
+using native::kWide;
+using native::Load;
+using native::Share;
+using native::Store;
+using native::Sum;
+using native::Vector;
+
+constexpr int kVectors = kPanel / kWide;
+
+// y[r, :] = sum over k of left[r, k] * panel[k, :], for kRows rows and the columns of one panel.
+template <int kRows>
+void Tile(const float* left, int64_t left_row, const float* panel, int64_t depth, float* y,
+          int64_t y_row) {
+  Vector sum[kRows][kVectors] = {};
+  for (int64_t k = 0; k < depth; ++k, panel += kPanel) {
+    if (k % (64 / sizeof(float)) == 0) {  // the next rows, a cache line at a time
+#pragma GCC unroll 12
+      for (int r = 0; r < kRows; ++r) __builtin_prefetch(left + (kRows + r) * left_row + k);
+    }
+    Vector right[kVectors];
+#pragma GCC unroll 2
+    for (int j = 0; j < kVectors; ++j) right[j] = Load(panel + j * kWide);
+#pragma GCC unroll 12
+    for (int r = 0; r < kRows; ++r) {
+      const float value = left[r * left_row + k];
+#pragma GCC unroll 2
+      for (int j = 0; j < kVectors; ++j) sum[r][j] += value * right[j];
+    }
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+    for (int j = 0; j < kVectors; ++j) Store(y + r * y_row + j * kWide, sum[r][j]);
+  }
+}
+
+// The same for any number of rows, kTall at a time.
+template <int kRows>
+void Tiles(int64_t rows, const float* left, int64_t left_row, const float* panel, int64_t depth,
+           float* y, int64_t y_row) {
+  if constexpr (kRows > 0) {
+    for (; rows >= kRows; rows -= kRows) {
+      Tile<kRows>(left, left_row, panel, depth, y, y_row);
+      left += kRows * left_row;
+      y += kRows * y_row;
+    }
+    Tiles<kRows - 1>(rows, left, left_row, panel, depth, y, y_row);
+  }
+}
+
+// y [M, N] = x [M, K] @ w [N, K] transposed: w is read once, in order.
+ffi::Error Product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> w,
+                         ffi::ResultBuffer<ffi::F32> y) {
+  const int64_t rows = x.dimensions()[0], depth = x.dimensions()[1], outputs = w.dimensions()[0];
+  const float* left = x.typed_data();
+  const float* right = w.typed_data();
+  float* out = y->typed_data();
+  constexpr int64_t kPiece = 48;  // rows of w in a piece of work, a multiple of kTall
+
+  if (rows == 1) {
+    Share(pool, (outputs + kPiece - 1) / kPiece, [&](int64_t piece) {
+      const int64_t last = std::min(outputs, (piece + 1) * kPiece);
+      for (int64_t n = piece * kPiece; n < last; ++n) {
+        const float* row = right + n * depth;
+        Vector a = {}, b = {};
+        int64_t k = 0;
+        for (; k + 2 * kWide <= depth; k += 2 * kWide) {
+          a += Load(left + k) * Load(row + k);
+          b += Load(left + k + kWide) * Load(row + k + kWide);
+        }
+        float total = Sum(a + b);
+        for (; k < depth; ++k) total += left[k] * row[k];
+        out[n] = total;
+      }
+    });
+    return ffi::Error::Success();
+  }
+
+  // Here the rows of x make the panels, turned [K, kPanel] once, and every row of w passes them.
+  const int64_t panels = (rows + kPanel - 1) / kPanel;
+  std::vector<float> turned(panels * depth * kPanel);
+  for (int64_t p = 0; p < panels; ++p) {
+    const int64_t some = std::min<int64_t>(kPanel, rows - p * kPanel);
+    const float* from = left + p * kPanel * depth;
+    float* to = turned.data() + p * depth * kPanel;
+    for (int64_t k = 0; k < depth; ++k, to += kPanel) {
+      for (int64_t r = 0; r < some; ++r) to[r] = from[r * depth + k];
+    }
+  }
+  Share(pool, (outputs + kPiece - 1) / kPiece, [&](int64_t piece) {
+    const int64_t first = piece * kPiece, count = std::min(outputs - first, kPiece);
+    float part[kPiece * kPanel];
+    for (int64_t p = 0; p < panels; ++p) {
+      Tiles<kTall>(count, right + first * depth, depth, turned.data() + p * depth * kPanel, depth,
+                   part, kPanel);
+      const int64_t some = std::min<int64_t>(kPanel, rows - p * kPanel);
+      for (int64_t r = 0; r < some; ++r) {
+        float* to = out + (p * kPanel + r) * outputs + first;
+        for (int64_t n = 0; n < count; ++n) to[n] = part[n * kPanel + r];
+      }
+    }
+  });
+  return ffi::Error::Success();
+}
+
+// One query over `count` slots of one head: weight [count] is scratch, mixed [dim] the result.
+void Attend(const float* query, const float* keys, const float* values, const int32_t* seen,
+            int64_t count, int64_t dim, float scale, float* weight, float* mixed) {
+  float top = -INFINITY, total = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const float* key = keys + seen[i] * dim;
+    Vector a = {}, b = {};
+    int64_t d = 0;
+    for (; d + 2 * kWide <= dim; d += 2 * kWide) {
+      a += Load(query + d) * Load(key + d);
+      b += Load(query + d + kWide) * Load(key + d + kWide);
+    }
+    float score = Sum(a + b);
+    for (; d < dim; ++d) score += query[d] * key[d];
+    weight[i] = score * scale;
+    top = std::max(top, weight[i]);
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    weight[i] = std::exp(weight[i] - top);
+    total += weight[i];
+  }
+  const float share = count ? 1.0f / total : 0.0f;
+  constexpr int kSums = 8;  // vectors of the result that stay in registers
+  int64_t d = 0;
+  for (; d + kSums * kWide <= dim; d += kSums * kWide) {
+    Vector sum[kSums] = {};
+    for (int64_t i = 0; i < count; ++i) {
+      const float* value = values + seen[i] * dim + d;
+#pragma GCC unroll 8
+      for (int j = 0; j < kSums; ++j) sum[j] += weight[i] * Load(value + j * kWide);
+    }
+#pragma GCC unroll 8
+    for (int j = 0; j < kSums; ++j) Store(mixed + d + j * kWide, sum[j] * share);
+  }
+  for (; d < dim; ++d) {
+    float sum = 0;
+    for (int64_t i = 0; i < count; ++i) sum += weight[i] * values[seen[i] * dim + d];
+    mixed[d] = sum * share;
+  }
+}
+
+// Attention of T new tokens over the slots that each may see; see `cached_attention` in plain.py.
+ffi::Error Attention(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> query, ffi::Buffer<ffi::F32> key,
+                     ffi::Buffer<ffi::F32> value, ffi::Buffer<ffi::S32> query_segments,
+                     ffi::Buffer<ffi::S32> key_segments, ffi::Buffer<ffi::S32> start,
+                     int64_t window, ffi::ResultBuffer<ffi::F32> out) {
+  const int64_t batch = query.dimensions()[0], length = query.dimensions()[1];
+  const int64_t heads = query.dimensions()[2], dim = query.dimensions()[3];
+  const int64_t kv_heads = key.dimensions()[1], slots = key.dimensions()[2];
+  const int64_t group = heads / kv_heads;
+  const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
+  const float *queries = query.typed_data(), *keys = key.typed_data();
+  const float* values = value.typed_data();
+  const int32_t *asked = query_segments.typed_data(), *kept = key_segments.typed_data();
+  const int32_t* first = start.typed_data();
+  float* mixed = out->typed_data();
+
+  // A piece of work is one row and one head of keys, with the query heads that share it.
+  Share(pool, batch * kv_heads, [&](int64_t piece) {
+    const int64_t b = piece / kv_heads, kv = piece % kv_heads;
+    std::vector<float> weight(slots);
+    std::vector<int32_t> seen(slots);
+    for (int64_t t = 0; t < length; ++t) {
+      const int32_t segment = asked[b * length + t];
+      const int64_t own = std::min(first[b] + t, slots - 1);
+      int64_t count = 0;
+      if (segment != 0) {  // padding and rows that have ended: nobody reads what they see
+        for (int64_t s = std::max<int64_t>(0, first[b] + t - window + 1); s <= own; ++s) {
+          if (kept[b * slots + s] == segment) seen[count++] = s;
+        }
+      }
+      for (int64_t h = kv * group; h < (kv + 1) * group; ++h) {
+        const int64_t at = ((b * length + t) * heads + h) * dim;
+        Attend(queries + at, keys + piece * slots * dim, values + piece * slots * dim, seen.data(),
+               count, dim, scale, weight.data(), mixed + at);
+      }
+    }
+  });
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(aludel_product, Product,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(aludel_attention, Attention,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Attr<int64_t>("window")
+                                  .Ret<ffi::Buffer<ffi::F32>>());

@@ -1,0 +1,237 @@
+"""Many prompts, some rows: a row whose text has ended takes the next prompt that waits.
+
+So a long text does not hold the finished ones beside it. Noise belongs to the prompt's number
+and the token's, so that every text is the one that `make_sampler` gives in one batch.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+
+from .choice import SamplingConfig
+from .config import DecoderConfig
+from .decoder import Cache, Decoder, LayerCache, make_cache
+from .decoding import Rows, prefill, row_keys, step
+from .execution import DEFAULT, Execution
+from .kernels import for_decoding
+from .kernels.decoding import turn
+from .sampling import Samples, check_prompts, check_room
+
+BUCKET = 16  # prompts of a group are padded to a multiple of it, and to no other's length
+SHARE = 16  # of the rows: as many that have ended are refilled together
+FEWEST = 4  # rows that are worth a program of their own when the last texts are being written
+
+
+def make_generator(
+    config: DecoderConfig,
+    sampling: SamplingConfig,
+    execution: Execution = DEFAULT,
+    mesh: Mesh | None = None,
+    rows: int = 32,
+) -> Callable[..., Samples]:
+    """`generate(params, prompts, key, limits=None) -> Samples` for any number of prompts, in
+    their order, of which up to `rows` are written at a time.
+
+    prompts: token ids of each, of any length. limits: the most new tokens of each prompt (at
+    most, and where not given, sampling.max_tokens). Token t of prompt b is drawn with
+    `fold_in(fold_in(key, b), t)`, as `make_sampler` does.
+    """
+    execution = for_decoding(execution, config.dtype, mesh)
+    decoder = Decoder(config, execution, mesh)
+    group = max(1, rows // SHARE)
+    native = execution.decoding == "native"
+    prepare = jax.jit(turn) if native else lambda params: params
+
+    def ready(params: dict) -> dict:
+        return turn(params) if native else params
+
+    @partial(jax.jit, donate_argnums=(1, 2))
+    def admit(
+        params: dict,
+        all_rows: Rows,
+        cache: Cache,
+        at: Array,
+        prompts: Array,
+        mask: Array,
+        keys: Array,
+        limits: Array,
+    ) -> tuple[Rows, Cache]:
+        """Prompts [G, W] into the rows `at` i32[G]; a number beyond the last row is nowhere."""
+        width = prompts.shape[1]
+        new, read = prefill(
+            decoder, sampling, ready(params), prompts, mask, keys, limits, width + sampling.lookup
+        )
+        wider = all_rows.text.shape[1] - new.text.shape[1]
+        new = new._replace(text=jnp.pad(new.text, ((0, 0), (wider, 0)), constant_values=-1))
+        return _place(all_rows, new, at), _place_cache(cache, read, at)
+
+    @partial(jax.jit, donate_argnums=(1, 2))
+    def run(params: dict, all_rows: Rows, cache: Cache, enough: Array) -> tuple[Rows, Cache]:
+        """Steps until `enough` rows have ended."""
+        return jax.lax.while_loop(
+            lambda state: state[0].done.sum() < enough,
+            lambda state: step(decoder, sampling, ready(params), *state),
+            (all_rows, cache),
+        )
+
+    def generate(
+        params: dict,
+        prompts: Sequence[Sequence[int]],
+        key: Array,
+        limits: Sequence[int] | None = None,
+    ) -> Samples:
+        check_prompts(prompts)
+        width = _bucket(max(map(len, prompts)))
+        if config.position == "learned":  # too few to pad with
+            width = max(map(len, prompts))
+        check_room(config, sampling, width)
+        limits = np.full(len(prompts), sampling.max_tokens) if limits is None else limits
+        limits = np.clip(np.asarray(limits, np.int32), 0, sampling.max_tokens)
+        keys = row_keys(key, jnp.arange(len(prompts)))
+        params = prepare(params)
+        count = min(rows, len(prompts))
+        slots = width + sampling.max_tokens - 1 + sampling.lookup
+        state = (
+            _idle(count, width, sampling.max_tokens, key),
+            make_cache(config, execution, count, slots, sampling.lookup),
+        )
+        waiting, writes = deque(range(len(prompts))), np.full(count, -1)
+        out = _Collected(len(prompts), sampling.max_tokens)
+        while waiting or (writes >= 0).any():
+            free = np.flatnonzero(writes < 0)
+            while waiting and len(free):
+                taken = _same_bucket(waiting, prompts, min(group, len(free)))
+                at, free = free[: len(taken)], free[len(taken) :]
+                writes[at] = taken
+                state = admit(
+                    params, *state, *_group(group, count, at, taken, prompts, width, keys, limits)
+                )
+            idle = int((writes < 0).sum())
+            if not waiting and count >= 2 * FEWEST and 2 * idle >= count:
+                count //= 2
+                kept = np.concatenate([np.flatnonzero(writes >= 0), np.flatnonzero(writes < 0)])
+                writes, state = writes[kept[:count]], _keep(*state, kept[:count])
+                idle = int((writes < 0).sum())
+            if waiting:
+                enough = min(idle + group, count)
+            else:
+                enough = max(count // 2, idle + 1) if count >= 2 * FEWEST else count
+            state = run(params, *state, enough)
+            out.collect(state[0], writes)
+        return out.samples()
+
+    return generate
+
+
+class _Collected:
+    """Samples of Q prompts, filled in as they end."""
+
+    def __init__(self, count: int, new: int) -> None:
+        self.tokens = np.zeros((count, new), np.int32)
+        self.logp = np.zeros((count, new), np.float32)
+        self.length = np.zeros(count, np.int32)
+        self.stopped = np.zeros(count, bool)
+
+    def collect(self, rows: Rows, writes: np.ndarray) -> None:
+        """Take what has ended; `writes` [B], the prompt of each row, becomes -1 there."""
+        ended = np.flatnonzero(np.asarray(rows.done) & (writes >= 0))
+        numbers, new = writes[ended], self.tokens.shape[1]
+        self.tokens[numbers] = np.asarray(rows.text)[ended, -new:]
+        self.logp[numbers] = np.asarray(rows.logp)[ended]
+        self.length[numbers] = np.asarray(rows.length)[ended]
+        self.stopped[numbers] = np.asarray(rows.stopped)[ended]
+        writes[ended] = -1
+
+    def samples(self) -> Samples:
+        return Samples(*map(jnp.asarray, (self.tokens, self.logp, self.length, self.stopped)))
+
+
+def _bucket(length: int) -> int:
+    return -(-length // BUCKET) * BUCKET
+
+
+def _same_bucket(waiting: deque, prompts: Sequence, count: int) -> list[int]:
+    """The first prompt that waits and the next ones of its length, off the queue."""
+    size = _bucket(len(prompts[waiting[0]]))
+    taken = [number for number in waiting if _bucket(len(prompts[number])) == size][:count]
+    for number in taken:
+        waiting.remove(number)
+    return taken
+
+
+def _group(
+    size: int,
+    nowhere: int,
+    at: np.ndarray,
+    taken: list[int],
+    prompts: Sequence,
+    widest: int,
+    keys: Array,
+    limits: np.ndarray,
+) -> tuple:
+    """Arguments of `admit` behind the state; a group that is not full repeats its first prompt,
+    to be placed nowhere."""
+    filled = taken + taken[:1] * (size - len(taken))
+    width = min(_bucket(max(len(prompts[number]) for number in taken)), widest)
+    tokens, mask = np.zeros((size, width), np.int32), np.zeros((size, width), bool)
+    for row, number in enumerate(filled):
+        tokens[row, width - len(prompts[number]) :] = prompts[number]
+        mask[row, width - len(prompts[number]) :] = True
+    places = np.full(size, nowhere, np.int32)
+    places[: len(at)] = at
+    return places, tokens, mask, keys[np.asarray(filled)], limits[filled]
+
+
+def _idle(count: int, width: int, new: int, key: Array) -> Rows:
+    """Rows that write nothing."""
+    zeros, yes = jnp.zeros(count, jnp.int32), jnp.ones(count, bool)
+    return Rows(
+        text=jnp.full((count, width + new), -1, jnp.int32),
+        logp=jnp.zeros((count, new)),
+        prompt=zeros + 1,
+        length=zeros,
+        limit=zeros + 0,
+        key=row_keys(key, zeros),
+        done=yes,
+        stopped=~yes,
+    )
+
+
+def _place(rows: Rows, new: Rows, at: Array) -> Rows:
+    """Rows `new` [G, ...] in the places `at` of `rows` [B, ...]."""
+    return jax.tree.map(lambda x, y: x.at[at].set(y, mode="drop"), rows, new)
+
+
+def _batch_axis(cache: Cache) -> int:
+    """Where the rows of a layer's arrays lie: behind the layers where these are scanned."""
+    return 1 if isinstance(cache.layers, LayerCache) else 0
+
+
+def _place_cache(cache: Cache, new: Cache, at: Array) -> Cache:
+    """The same for caches; `new` may have fewer slots, what lies behind them is not seen."""
+    lead = (slice(None),) * _batch_axis(cache)
+
+    def layer(x: Array, y: Array) -> Array:
+        return x.at[(*lead, at, Ellipsis, slice(0, y.shape[-2]), slice(None))].set(y, mode="drop")
+
+    slots = new.segment_ids.shape[1]
+    return Cache(
+        jax.tree.map(layer, cache.layers, new.layers),
+        cache.segment_ids.at[at, :slots].set(new.segment_ids, mode="drop"),
+        cache.filled.at[at].set(new.filled, mode="drop"),
+    )
+
+
+@jax.jit
+def _keep(rows: Rows, cache: Cache, at: Array) -> tuple[Rows, Cache]:
+    """Only the rows `at`."""
+    axis = _batch_axis(cache)
+    layers = jax.tree.map(lambda x: jnp.take(x, at, axis=axis), cache.layers)
+    kept = Cache(layers, cache.segment_ids[at], cache.filled[at])
+    return jax.tree.map(lambda x: x[at], rows), kept

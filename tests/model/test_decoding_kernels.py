@@ -1,0 +1,109 @@
+"""The kernels of a decoding step: those of `decode.cc` against XLA's, and the choice of them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from aludel.errors import UserError
+from aludel.model.kernels import decoding
+from aludel.model.kernels import native as loader
+from aludel.model.kernels import native_decoding as native
+from aludel.model.kernels.plain import cached_attention
+
+compiled = pytest.mark.skipif(native.obstacle() is not None, reason=str(native.obstacle()))
+
+
+def _normal(*shape):
+    seed = sum(size * 7**place for place, size in enumerate(shape))
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+
+@compiled
+@pytest.mark.parametrize("rows", [1, 2, 5, 6, 13, 32, 70])
+@pytest.mark.parametrize("depth, width", [(1, 1), (3, 16), (40, 33), (128, 96), (65, 1000)])
+def test_native_products(rows, depth, width):
+    x, kernel = _normal(rows, depth), _normal(depth, width)
+    with jax.default_matmul_precision("highest"):
+        want = np.asarray(x @ kernel)
+    bound = 2e-6 * depth**0.5 * 4
+    np.testing.assert_allclose(jax.jit(native.native_product)(x, kernel), want, atol=bound)
+
+
+@compiled
+@pytest.mark.parametrize("length", [1, 4])
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("heads, kv_heads, dim", [(4, 4, 16), (6, 2, 24), (2, 1, 7)])
+def test_native_attention(length, window, heads, kv_heads, dim):
+    """Rows of different fill, with padding before and behind; what is not seen may be anything."""
+    batch, slots = 5, 23
+    start = jnp.asarray([0, 7, 19, 3, 12])
+    segments = jnp.ones((batch, slots), jnp.int32).at[1, :4].set(0).at[4, :].set(2)
+    asked = jnp.ones((batch, length), jnp.int32).at[4].set(2)
+    query = _normal(batch, length, heads, dim)
+    key, value = _normal(batch, kv_heads, slots, dim), _normal(batch, kv_heads, slots, dim) + 1
+    with jax.default_matmul_precision("highest"):
+        want = cached_attention(query, key, value, asked, segments, start, window)
+    unseen = jnp.arange(slots) >= start[:, None] + length
+    key = jnp.where(unseen[:, None, :, None], jnp.nan, key)
+    got = jax.jit(native.native_cached_attention, static_argnums=6)(
+        query, key, value, asked, segments, start, window
+    )
+    np.testing.assert_allclose(got, want, atol=5e-6)
+
+
+@compiled
+def test_native_attention_of_padding_is_zero():
+    shape = (1, 1, 2, 8)
+    segments = jnp.zeros((1, 4), jnp.int32)
+    got = native.native_cached_attention(
+        _normal(*shape),
+        _normal(1, 2, 4, 8),
+        _normal(1, 2, 4, 8),
+        jnp.zeros((1, 1), jnp.int32),
+        segments,
+        jnp.asarray([2]),
+    )
+    assert (np.asarray(got) == 0).all()
+
+
+def test_turning_twice_is_nothing():
+    kernel, bias = _normal(2, 40, 24), _normal(24)
+    params = {"blocks": {"up": {"kernel": kernel, "bias": bias}}, "head": {"kernel": kernel}}
+    turned = decoding.turn(params)
+    assert turned["blocks"]["up"]["kernel"].shape == (2, 24, 40)
+    assert turned["head"]["kernel"] is kernel and turned["blocks"]["up"]["bias"] is bias
+    jax.tree.map(np.testing.assert_array_equal, decoding.turn(turned), params)
+
+
+def test_the_choice_says_why(monkeypatch):
+    monkeypatch.setattr(native, "obstacle", lambda: None)
+    assert decoding.choose_decoding("auto", "cpu", "float32", 1)[0] == "native"
+    assert decoding.choose_decoding("xla", "cpu", "float32", 1) == ("xla", "asked for")
+    for backend, dtype, devices, why in (
+        ("gpu", "float32", 1, "the backend is gpu"),
+        ("cpu", "bfloat16", 1, "not bfloat16"),
+        ("cpu", "float32", 8, "a mesh of 8"),
+    ):
+        name, reason = decoding.choose_decoding("auto", backend, dtype, devices)
+        assert name == "xla" and why in reason
+        with pytest.raises(UserError, match="decoding = native cannot be used"):
+            decoding.choose_decoding("native", backend, dtype, devices)
+
+
+def test_without_a_compiler_xla_decodes(monkeypatch):
+    monkeypatch.setattr(loader.shutil, "which", lambda name: None)
+    monkeypatch.delenv("CXX", raising=False)
+    why = loader.load.__wrapped__("decode.cc", native.HANDLERS)
+    assert "no C++ compiler" in why
+    monkeypatch.setattr(native, "obstacle", lambda: why)
+    name, reason = decoding.choose_decoding("auto", "cpu", "float32", 1)
+    assert name == "xla" and why in reason
+
+
+def test_a_compiler_that_fails_is_an_obstacle_in_one_line(monkeypatch, tmp_path):
+    monkeypatch.setenv("ALUDEL_CACHE", str(tmp_path))
+    monkeypatch.setenv("CXX", "false")
+    why = loader.load.__wrapped__("decode.cc", native.HANDLERS)
+    assert "false" in why and "\n" not in why
+    assert not list((tmp_path / "kernels").iterdir())
