@@ -197,8 +197,8 @@ def test_fields_flags_and_mixtures(tmp_path, text, capsys):
     assert config["model"]["kv_heads"] == 1
     last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
     assert {"lm/text", "lm/other", "val_nats_per_token/text"} <= set(last)
-    # 4 steps of 8 rows, 3 of 4 of them of the first text, which has 98 rows of 16 bytes
-    rows = (int(0.9 * 44 * 40) + 1 - 1) // 16
+    # 4 steps of 8 rows, 3 of 4 of them of the first text, which has 96 rows of 16 bytes
+    rows = int(0.9 * 43 * 40) // 16
     assert last["epochs/text"] == pytest.approx(24 / rows, abs=1e-6)
     summary = json.loads((out / "summary.json").read_text())
     assert summary["epochs"] == summary["epochs/text"] == last["epochs/text"]
@@ -218,7 +218,7 @@ def test_data_build_info_and_check(tmp_path, text, mistake, capsys, monkeypatch)
     assert capsys.readouterr().out.splitlines()[-1] == str(store)
     assert cli.run(["data", "info", str(store)]) == 0
     said = capsys.readouterr().out
-    assert "(train)" in said and "1,584 bytes" in said and said.rstrip().endswith(str(store))
+    assert "(train)" in said and "1,548 bytes" in said and said.rstrip().endswith(str(store))
     assert cli.run(["data", "check", str(store)]) == 0
     assert capsys.readouterr().out.splitlines() == [
         f"whole: 1 shards, {json.loads((store / 'meta.json').read_text())['tokens']} tokens",

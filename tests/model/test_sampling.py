@@ -231,7 +231,7 @@ def _random_prompt(number):
 MANY = [_random_prompt(number) for number in range(11)]
 
 
-@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("scan", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_refilled_rows_write_what_one_batch_does(family, scan):
     config, execution, params = _model(family, scan)
