@@ -17,7 +17,7 @@ TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8
 def use_large_pages() -> None:
     """Start this command again with large pages asked for, which the allocator reads only when a
     process begins; to be called before anything else. A user's own setting is left alone."""
-    if TUNABLES in os.environ or _mallopt() is None:
+    if TUNABLES in os.environ or _mallopt() is None or not sys.executable:
         return
     os.environ[TUNABLES] = LARGE_PAGES
     sys.stdout.flush()
