@@ -15,7 +15,7 @@ from pathlib import Path
 
 import jax
 
-from aludel.train.hardware import measured_cpu_flops
+from aludel.train.hardware import cores, measured_cpu_flops
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "transformers", "tokenizers")
 
@@ -29,13 +29,6 @@ def _cpu_name() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def machine() -> dict:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from compare import alternate, table, write_json
-from training import SHAPES, batch_of, model_of
+from training import SHAPES, model_of, training_batch
 
 from aludel.model import init_params, make_apply, param_groups
 from aludel.train import OptimizerConfig, init_state, lm_loss, make_optimizer, make_step
@@ -70,12 +70,7 @@ def whole_step(name: str) -> Callable[[], object]:
     """One training step."""
     config, optimizer = model_of(SHAPE), ours(name)
     step = make_step(lm_loss(), make_apply(config), optimizer)
-    tokens = jnp.asarray(batch_of(SHAPE))
-    batch = {
-        "tokens": tokens[:, :-1],
-        "targets": tokens[:, 1:],
-        "loss_mask": jnp.ones((SHAPE.rows, SHAPE.context), jnp.float32),
-    }
+    batch = training_batch(SHAPE)
     held = [init_state(optimizer, init_params(config))]
     key = jax.random.key(0)
 

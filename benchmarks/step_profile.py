@@ -15,9 +15,8 @@ import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 from compare import table, write_json
-from training import SHAPES, batch_of, matrix_peak, model_of
+from training import SHAPES, matrix_peak, model_of, training_batch
 
 from aludel.model import init_params, make_apply, param_groups
 from aludel.train import OptimizerConfig, init_state, lm_loss, make_optimizer, make_step
@@ -69,12 +68,7 @@ def main() -> None:
     config = model_of(shape)
     optimizer = make_optimizer(OptimizerConfig(weight_decay=0.1), 1000, param_groups(config))
     state = init_state(optimizer, init_params(config))
-    tokens = jnp.asarray(batch_of(shape))
-    batch = {
-        "tokens": tokens[:, :-1],
-        "targets": tokens[:, 1:],
-        "loss_mask": jnp.ones((shape.rows, shape.context), jnp.float32),
-    }
+    batch = training_batch(shape)
     key = jax.random.key(0)
     step = make_step(lm_loss(), make_apply(config), optimizer)
     names = names_of(step.lower(state, batch, key).compile().as_text())

@@ -27,10 +27,9 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+from compare import write_json
 
 from aludel.data import make_tokenizer
-from aludel.train.hardware import machine
-from aludel.train.run import versions
 
 VOCABULARY, TOKENS, SAMPLE, FILE = 60_000, 32_000, 20_000_000, 20_000_000
 ONSETS = "b c d f g h k l m n p r s t v w br ch cl dr fl gr pl pr sh sl st th tr".split() + [""]
@@ -234,8 +233,7 @@ def main() -> None:
         for name, value in rows:
             print(f"{name:16} {value}")
     if args.out:
-        figures |= {"machine": machine(), "versions": versions()}
-        Path(args.out).write_text(json.dumps(figures, indent=1) + "\n")
+        write_json(args.out, figures)
         print(args.out)
 
 

@@ -59,6 +59,15 @@ def batch_of(shape: Shape) -> np.ndarray:
     return rng.integers(0, shape.vocab, (shape.rows, shape.context + 1)).astype(np.int32)
 
 
+def training_batch(shape: Shape) -> dict:
+    """The same tokens as a batch of the project's step."""
+    import jax.numpy as jnp
+
+    tokens = jnp.asarray(batch_of(shape))
+    mask = jnp.ones((shape.rows, shape.context), jnp.float32)
+    return {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "loss_mask": mask}
+
+
 def model_of(shape: Shape):
     """GPT-2 at this shape."""
     from aludel.model import DecoderConfig
@@ -81,7 +90,6 @@ def model_of(shape: Shape):
 def aludel(shape: Shape) -> Callable[[], float]:
     """`shape.steps` steps of the project's own training step; the first one's loss."""
     import jax
-    import jax.numpy as jnp
 
     from aludel.model import init_params, make_apply, param_groups
     from aludel.train import OptimizerConfig, init_state, lm_loss, make_optimizer, make_step
@@ -93,12 +101,7 @@ def aludel(shape: Shape) -> Callable[[], float]:
     optimizer = make_optimizer(settings, 1000, param_groups(config))
     state = init_state(optimizer, init_params(config))
     step = make_step(lm_loss(), make_apply(config), optimizer)
-    tokens = jnp.asarray(batch_of(shape))
-    batch = {
-        "tokens": tokens[:, :-1],
-        "targets": tokens[:, 1:],
-        "loss_mask": jnp.ones((shape.rows, shape.context), jnp.float32),
-    }
+    batch = training_batch(shape)
     key = jax.random.key(0)
 
     def run() -> float:
