@@ -27,7 +27,7 @@ test: $(STAMP)
 	@$(TESTS) -m "not slow" tests
 
 test-all: $(COMPARE)
-	@$(TESTS) tests
+	@XLA_FLAGS=--xla_backend_optimization_level=3 $(TESTS) tests
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

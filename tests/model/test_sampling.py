@@ -1,5 +1,6 @@
 """Sampler and trainer agree; truncation, stops, keys and padding do what they say."""
 
+import itertools
 from dataclasses import replace
 
 import jax
@@ -35,6 +36,12 @@ FAMILIES = {
 }
 
 
+def cases(*quick: tuple[str, bool]) -> list:
+    """Each family with layers unrolled and scanned; all but `quick` are slow tests."""
+    every = itertools.product(FAMILIES, (False, True))
+    return [pytest.param(*one, marks=[] if one in quick else pytest.mark.slow) for one in every]
+
+
 def _model(family="llama", scan=False, **changes):
     config = DecoderConfig(
         vocab_size=61,
@@ -62,8 +69,7 @@ def _trainer_logp(config, execution, params, prompt, new, temperature):
     return make_apply(config, execution)(params, batch)["logp"][0, len(prompt) - 1 :]
 
 
-@pytest.mark.parametrize("scan", [False, True])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family, scan", cases(("gpt2", False), ("llama", True), ("modern", False)))
 def test_log_probs_are_the_trainers(family, scan):
     config, execution, params = _model(family, scan)
     sampling = SamplingConfig(max_tokens=40, temperature=0.7, stop=(3, 17))
@@ -231,8 +237,7 @@ def _random_prompt(number):
 MANY = [_random_prompt(number) for number in range(11)]
 
 
-@pytest.mark.parametrize("scan", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family, scan", cases(("modern", False)))
 def test_refilled_rows_write_what_one_batch_does(family, scan):
     config, execution, params = _model(family, scan)
     sampling = SamplingConfig(max_tokens=30, temperature=0.9, stop=(3, 17))
@@ -248,10 +253,10 @@ def test_refilled_rows_write_what_one_batch_does(family, scan):
     np.testing.assert_allclose(got.logp, want.logp, atol=2e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_lookup_changes_no_sample(family):
+@pytest.mark.parametrize("family, scan", cases(("modern", False)))
+def test_lookup_changes_no_sample(family, scan):
     """Rows that are sure of themselves repeat, and guesses are right; others are wrong."""
-    config, execution, params = _model(family)
+    config, execution, params = _model(family, scan)
     for temperature in (0.0, 0.5, 1.0):
         plain = SamplingConfig(max_tokens=40, temperature=temperature, stop=(3, 17))
         key = jax.random.key(2)
@@ -300,7 +305,7 @@ def test_guesses_follow_the_latest_longest_match():
     assert got.tolist() == [[9, 8, 2, 3], [4, 7, 6, 7], [4, 5, 4, 5]]
 
 
-@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("scan", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_bfloat16_stays_near_the_trainer(scan):
     """bfloat16 keeps 8 bits: the paths round apart, by less than these bounds."""
     config, execution, params = _model(scan=scan, dtype="bfloat16")

@@ -82,7 +82,9 @@ def test_twenty_four_kills_resume_bit_for_bit(tmp_path, text, undisturbed):
     check_killed(tmp_path, text, undisturbed, kills=24, compiled=False)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_signal_saves_the_step_at_hand(tmp_path, text, undisturbed, number):
     out = tmp_path / "stopped"
     words = runs.command(text, out, *SAVING)
