@@ -1,9 +1,10 @@
 """Tokens a second of sampling: aludel against `transformers`' GPT-2 `generate`, in one run.
 
-6 layers, width 384, 6 heads, vocabulary 4,096, prompt 32, 128 new tokens, float32, no token that
-ends a row. The rival runs with its cache under `inference_mode` with fused attention, in whichever
-of these is fastest on this machine: its dynamic cache on one thread or on all, its static cache, as
-it is or through `torch.compile`; the tries are printed. Then the two take turns.
+6 layers, width 384, 6 heads, vocabulary 4,096, prompt 32, 128 new tokens, no token that ends a row,
+in float32 on a CPU and in bfloat16 on a GPU. The rival runs with its cache under `inference_mode`
+with fused attention, in whichever of these is fastest on this machine: its dynamic cache on one
+thread or on all, its static cache, as it is or through `torch.compile`; the tries are printed. Then
+the two take turns.
 
 Two more comparisons, of aludel with itself: 128 prompts whose answers end at lengths spread
 evenly over 8 to 128, refilled against 32 at a time until the longest has ended; and prompt lookup
@@ -32,6 +33,7 @@ from aludel.model import (
 )
 
 PROMPT, NEW, VOCAB = 32, 128, 4096
+ON_CPU = jax.default_backend() == "cpu"
 MODEL = DecoderConfig(
     vocab_size=VOCAB,
     layers=6,
@@ -43,6 +45,7 @@ MODEL = DecoderConfig(
     activation="gelu_tanh",
     bias=True,
     tied=True,
+    dtype="float32" if ON_CPU else "bfloat16",
 )
 WAITING, QUEUE = 32, 128
 
@@ -80,11 +83,12 @@ def rivals(rows: int) -> dict[str, Callable[[], object]]:
         eos_token_id=None,
         attn_implementation="sdpa",
     )
-    tokens = torch.from_numpy(prompts_of(rows)).long()
+    device = "cpu" if ON_CPU else "cuda"
+    tokens = torch.from_numpy(prompts_of(rows)).long().to(device)
     mask = torch.ones_like(tokens)
 
     def way(cache: str, compiled: bool, threads: int) -> Callable[[], object]:
-        model = GPT2LMHeadModel(config).eval()
+        model = GPT2LMHeadModel(config).eval().to(device, getattr(torch, MODEL.dtype))
         if compiled:
             model.forward = torch.compile(model.forward)
         settings = dict(max_new_tokens=NEW, do_sample=True, top_k=0, use_cache=True)
@@ -96,11 +100,11 @@ def rivals(rows: int) -> dict[str, Callable[[], object]]:
             with torch.inference_mode():
                 out = model.generate(tokens, attention_mask=mask, **settings)
             assert out.shape == (rows, PROMPT + NEW)
-            return out
+            return out.cpu()
 
         return generate
 
-    tries = [("dynamic", False, threads) for threads in sorted({1, cores()})]
+    tries = [("dynamic", False, threads) for threads in sorted({1, cores()} if ON_CPU else {1})]
     tries += [("static", False, cores()), ("static", True, cores())]
     return {
         f"{cache} cache{', compiled' if compiled else ''}, {threads} threads": way(

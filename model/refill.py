@@ -20,8 +20,8 @@ from .decoder import Cache, Decoder, LayerCache, make_cache
 from .decoding import Rows, prefill, row_keys, step
 from .execution import DEFAULT, Execution
 from .kernels import for_decoding
-from .kernels.decoding import turn
 from .sampling import Samples, check_prompts, check_room
+from .weights import weights_for
 
 BUCKET = 16  # prompts of a group are padded to a multiple of it, and to no other's length
 SHARE = 16  # of the rows: as many that have ended are refilled together
@@ -45,11 +45,7 @@ def make_generator(
     execution = for_decoding(execution, config.dtype, mesh)
     decoder = Decoder(config, execution, mesh)
     group = max(1, rows // SHARE)
-    native = execution.decoding == "native"
-    prepare = jax.jit(turn) if native else lambda params: params
-
-    def ready(params: dict) -> dict:
-        return turn(params) if native else params
+    prepare, ready = weights_for(execution.decoding, config.dtype)
 
     @partial(jax.jit, donate_argnums=(1, 2))
     def admit(

@@ -20,7 +20,7 @@ from .decoder import Cache, Decoder, grow
 from .decoding import Rows, prefill, row_keys, step
 from .execution import DEFAULT, Execution
 from .kernels import for_decoding
-from .kernels.decoding import turn
+from .weights import weights_for
 
 PARTS, SHORTEST_PART = 4, 64
 
@@ -69,20 +69,16 @@ def make_sampler(
     """
     execution = for_decoding(execution, config.dtype, mesh)
     decoder = Decoder(config, execution, mesh)
-    native = execution.decoding == "native"
+    parts = 1 if execution.decoding == "native" else PARTS
+    prepare, ready = weights_for(execution.decoding, config.dtype)
 
-    def sample(
-        params: dict, prompts: Array, mask: Array, key: Array, limits: Array | None = None
-    ) -> Samples:
+    @jax.jit
+    def run(params: dict, prompts: Array, mask: Array, key: Array, limits: Array) -> Samples:
         count, width = prompts.shape
-        check_room(config, sampling, width)
-        if limits is None:
-            limits = jnp.full(count, sampling.max_tokens)
         limits = jnp.clip(limits, 0, sampling.max_tokens).astype(jnp.int32)
         keys = row_keys(key, jnp.arange(count))
-        sizes = cache_sizes(width, sampling, 1 if native else PARTS)
-        if native:
-            params = turn(jax.lax.optimization_barrier(turn(params)))
+        sizes = cache_sizes(width, sampling, parts)
+        params = ready(params)
         rows, cache = prefill(decoder, sampling, params, prompts, mask, keys, limits, sizes[0])
         for slots in sizes:
 
@@ -97,7 +93,16 @@ def make_sampler(
             rows, cache = jax.lax.while_loop(unfinished, go_on, (rows, grow(cache, slots)))
         return finished(rows)
 
-    return jax.jit(sample)
+    def sample(
+        params: dict, prompts: Array, mask: Array, key: Array, limits: Array | None = None
+    ) -> Samples:
+        count, width = prompts.shape
+        check_room(config, sampling, width)
+        if limits is None:
+            limits = jnp.full(count, sampling.max_tokens)
+        return run(prepare(params), prompts, mask, key, limits)
+
+    return sample
 
 
 def finished(rows: Rows) -> Samples:

@@ -43,21 +43,6 @@ def head_product(x: Array, head: Array, decoding: str) -> Array:
     return jnp.matmul(x, head.astype(x.dtype).T, preferred_element_type=jnp.float32)
 
 
-def turn(params: dict) -> dict:
-    """`params` with the two axes of every block's kernel swapped; twice is nothing.
-
-    The native product reads a kernel as [N, K]: one output after another, in order. So decoding
-    keeps kernels turned, and turns them back for the decoder inside its program, where that and
-    the product's own transpose are no copy.
-    """
-
-    def one(path: tuple, x: Array) -> Array:
-        inside = path[0].key.startswith("blocks") and path[-1].key == "kernel"
-        return jnp.swapaxes(x, -1, -2) if inside else x
-
-    return jax.tree_util.tree_map_with_path(one, params)
-
-
 @functools.cache
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)

@@ -20,7 +20,7 @@ def obstacle() -> str | None:
 
 
 def native_product(x: Array, kernel: Array) -> Array:
-    """`x` f32[M, K] @ `kernel` f32[K, N], which is read as [N, K]: see `decoding.turn`."""
+    """`x` f32[M, K] @ `kernel` f32[K, N], which is read as [N, K]: see `weights.turn`."""
     shape = jax.ShapeDtypeStruct((x.shape[0], kernel.shape[1]), jnp.float32)
     return jax.ffi.ffi_call("aludel_product", shape)(x, kernel.T)
 

@@ -67,15 +67,6 @@ def test_native_attention_of_padding_is_zero():
     assert (np.asarray(got) == 0).all()
 
 
-def test_turning_twice_is_nothing():
-    kernel, bias = _normal(2, 40, 24), _normal(24)
-    params = {"blocks": {"up": {"kernel": kernel, "bias": bias}}, "head": {"kernel": kernel}}
-    turned = decoding.turn(params)
-    assert turned["blocks"]["up"]["kernel"].shape == (2, 24, 40)
-    assert turned["head"]["kernel"] is kernel and turned["blocks"]["up"]["bias"] is bias
-    jax.tree.map(np.testing.assert_array_equal, decoding.turn(turned), params)
-
-
 def test_the_choice_says_why(monkeypatch):
     monkeypatch.setattr(native, "obstacle", lambda: None)
     assert decoding.choose_decoding("auto", "cpu", "float32", 1)[0] == "native"
