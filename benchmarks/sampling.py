@@ -4,7 +4,7 @@
 in float32 on a CPU and in bfloat16 on a GPU. The rival runs with its cache under `inference_mode`
 with fused attention, in whichever of these is fastest on this machine: its dynamic cache on one
 thread or on all, its static cache, as it is or through `torch.compile`; the tries are printed. Then
-the two take turns.
+the two take turns, with the same settings of the allocator, those of `aludel pretrain`.
 
 Two more comparisons, of aludel with itself: 128 prompts whose answers end at lengths spread
 evenly over 8 to 128, refilled against 32 at a time until the longest has ended; and prompt lookup
@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from compare import alternate, cores, spread, table, write_json
 
+from aludel.memory import keep_memory, use_large_pages
 from aludel.model import (
     DecoderConfig,
     SamplingConfig,
@@ -195,6 +196,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", help="where the figures go as JSON")
     args = parser.parse_args()
+    use_large_pages()
+    keep_memory()
 
     params = init_params(MODEL, key=jax.random.key(0))
     figures = {}
