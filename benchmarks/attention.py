@@ -61,10 +61,10 @@ def inputs_of(case: Case, dtype: str) -> tuple[tuple[Array, ...], Array, Array |
     return tuple(inputs), grad, segments
 
 
-def with_gradient(name: str, case: Case, grad: Array, segments: Array | None):
-    """(query, key, value) -> (out, gradients of the three), compiled."""
+def with_gradient(name: str, case: Case):
+    """(query, key, value), gradient, segments -> (out, gradients of the three), compiled."""
 
-    def run(*inputs: Array) -> tuple[Array, ...]:
+    def run(inputs: tuple[Array, ...], grad: Array, segments: Array | None) -> tuple[Array, ...]:
         kernel = KERNELS[name]
         out, vjp = jax.vjp(lambda q, k, v: kernel(q, k, v, segments, case.window), *inputs)
         return out, *vjp(grad.astype(out.dtype))
@@ -76,8 +76,7 @@ def oracle(case: Case, inputs: tuple[Array, ...], grad: Array, segments: Array |
     """What plain attention gives in float32."""
     with jax.default_matmul_precision("highest"):
         inputs = tuple(x.astype(jnp.float32) for x in inputs)
-        run = with_gradient("plain", case, grad.astype(jnp.float32), segments)
-        return [np.asarray(x) for x in run(*inputs)]
+        return [np.asarray(x) for x in with_gradient("plain", case)(inputs, grad, segments)]
 
 
 def error(got: tuple[Array, ...], want: list[np.ndarray]) -> list[float]:
@@ -101,12 +100,12 @@ def compare(case: Case, dtype: str, rounds: int) -> list[dict]:
         except UserError as why:
             print(f"  {name}: left out: {why}")
             continue
-        run = with_gradient(name, case, grad, segments)
-        errors[name] = error(run(*inputs), want)
+        run = with_gradient(name, case)
+        errors[name] = error(run(inputs, grad, segments), want)
 
         def timed(run=run) -> None:
             for _ in range(CALLS[backend]):
-                out = run(*inputs)
+                out = run(inputs, grad, segments)
             jax.block_until_ready(out)
 
         functions[name] = timed

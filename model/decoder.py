@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from .attention import attention
 from .config import GATED, DecoderConfig
 from .execution import DEFAULT, Execution
-from .kernels import CachedKernels, cached_kernels
+from .kernels import CachedKernels, cached_kernels, write_slots
 from .layers import Norm, Projection, Table, TokenShift, activate, dropout, rotary
 from .sharding import constrain
 
@@ -111,15 +111,6 @@ def rewind(cache: Cache, tokens: Array) -> Cache:
     return cache._replace(layers=layers, filled=cache.filled - tokens)
 
 
-def _write(kept: Array, new: Array, start: Array) -> Array:
-    """`kept` [B, ..., S, D] with `new` [B, ..., T, D] in the slots from `start` i32[B] on."""
-
-    def row(kept: Array, new: Array, start: Array) -> Array:
-        return jax.lax.dynamic_update_slice_in_dim(kept, new, start, axis=kept.ndim - 2)
-
-    return jax.vmap(row)(kept, new, start)
-
-
 def _same_segment(reach: int, segment_ids: Array, start: Array, cached: Array | None) -> Array:
     """bool [reach, B, T]: whether the token j = 1 ... reach places back is of the same segment.
     start: i32[B]."""
@@ -175,12 +166,10 @@ class Attention(nn.Module):
                 devices=1 if self.mesh is None else self.mesh.size,
             )
         else:
-            cache = cache._replace(
-                key=_write(cache.key, key.swapaxes(1, 2), context.start),
-                value=_write(cache.value, value.swapaxes(1, 2), context.start),
-            )
-            mixed = self.kernels.attention(
+            mixed, keys, values = self.kernels.attention(
                 query,
+                key,
+                value,
                 cache.key,
                 cache.value,
                 context.segment_ids,
@@ -188,6 +177,7 @@ class Attention(nn.Module):
                 context.start,
                 c.window,
             )
+            cache = cache._replace(key=keys, value=values)
         mixed = constrain(mixed, ("batch", "length", "heads", "head_dim"), self.mesh)
         init = _output_init(c, c.heads * dim)
         axes, product = ("heads", "embed"), self.kernels.product
@@ -300,14 +290,14 @@ class Decoder(nn.Module):
         layers = None
         if cache is not None:
             new = segment_ids.astype(jnp.int32)[..., None]
-            segments = _write(cache.segment_ids[..., None], new, cache.filled)[..., 0]
+            segments = write_slots(cache.segment_ids[..., None], new, cache.filled)[..., 0]
             context = context._replace(cached_segments=segments, start=cache.filled)
             layers = cache.layers
         if c.token_shift and segment_ids is not None:
             start = jnp.zeros(rows, jnp.int32) if cache is None else cache.filled
             same = _same_segment(c.token_shift, segment_ids, start, context.cached_segments)
             context = context._replace(same=same)
-        kernels = cached_kernels("xla" if cache is None else self.execution.decoding, length)
+        kernels = cached_kernels("xla" if cache is None else self.execution.decoding, rows, length)
         x, layers = self._blocks(x, layers, context, kernels)
 
         x = Norm(c.norm, c.norm_eps, c.norm_affine, c.bias, name="final_norm")(x)

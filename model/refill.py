@@ -24,7 +24,9 @@ from .sampling import Samples, check_prompts, check_room
 from .weights import weights_for
 
 BUCKET = 16  # prompts of a group are padded to a multiple of it, and to no other's length
-SHARE = 16  # of the rows: as many that have ended are refilled together
+# Of the rows: as many that have ended are refilled together. A CPU waits for arithmetic, an
+# accelerator for its host, which each refill asks what to do next.
+SHARE, SHARE_OF_ACCELERATOR = 16, 4
 FEWEST = 4  # rows that are worth a program of their own when the last texts are being written
 
 
@@ -44,7 +46,7 @@ def make_generator(
     """
     execution = for_decoding(execution, config.dtype, mesh)
     decoder = Decoder(config, execution, mesh)
-    group = max(1, rows // SHARE)
+    group = max(1, rows // (SHARE if jax.default_backend() == "cpu" else SHARE_OF_ACCELERATOR))
     prepare, ready = weights_for(execution.decoding, config.dtype)
 
     @partial(jax.jit, donate_argnums=(1, 2))
@@ -58,7 +60,7 @@ def make_generator(
         keys: Array,
         limits: Array,
     ) -> tuple[Rows, Cache]:
-        """Prompts [G, W] into the rows `at` i32[G]; a number beyond the last row is nowhere."""
+        """Prompts [G, W] into the rows `at` i32[G]."""
         width = prompts.shape[1]
         new, read = prefill(
             decoder, sampling, ready(params), prompts, mask, keys, limits, width + sampling.lookup
@@ -106,7 +108,7 @@ def make_generator(
                 at, free = free[: len(taken)], free[len(taken) :]
                 writes[at] = taken
                 state = admit(
-                    params, *state, *_group(group, count, at, taken, prompts, width, keys, limits)
+                    params, *state, *_group(group, at, taken, prompts, width, keys, limits)
                 )
             idle = int((writes < 0).sum())
             if not waiting and count >= 2 * FEWEST and 2 * idle >= count:
@@ -163,7 +165,6 @@ def _same_bucket(waiting: deque, prompts: Sequence, count: int) -> list[int]:
 
 def _group(
     size: int,
-    nowhere: int,
     at: np.ndarray,
     taken: list[int],
     prompts: Sequence,
@@ -172,15 +173,15 @@ def _group(
     limits: np.ndarray,
 ) -> tuple:
     """Arguments of `admit` behind the state; a group that is not full repeats its first prompt,
-    to be placed nowhere."""
-    filled = taken + taken[:1] * (size - len(taken))
+    in the same row."""
+    missing = size - len(taken)
+    filled = taken + taken[:1] * missing
     width = min(_bucket(max(len(prompts[number]) for number in taken)), widest)
     tokens, mask = np.zeros((size, width), np.int32), np.zeros((size, width), bool)
     for row, number in enumerate(filled):
         tokens[row, width - len(prompts[number]) :] = prompts[number]
         mask[row, width - len(prompts[number]) :] = True
-    places = np.full(size, nowhere, np.int32)
-    places[: len(at)] = at
+    places = np.concatenate([at, np.repeat(at[:1], missing)]).astype(np.int32)
     return places, tokens, mask, keys[np.asarray(filled)], limits[filled]
 
 
@@ -201,7 +202,7 @@ def _idle(count: int, width: int, new: int, key: Array) -> Rows:
 
 def _place(rows: Rows, new: Rows, at: Array) -> Rows:
     """Rows `new` [G, ...] in the places `at` of `rows` [B, ...]."""
-    return jax.tree.map(lambda x, y: x.at[at].set(y, mode="drop"), rows, new)
+    return jax.tree.map(lambda x, y: x.at[at].set(y), rows, new)
 
 
 def _batch_axis(cache: Cache) -> int:
@@ -211,16 +212,21 @@ def _batch_axis(cache: Cache) -> int:
 
 def _place_cache(cache: Cache, new: Cache, at: Array) -> Cache:
     """The same for caches; `new` may have fewer slots, what lies behind them is not seen."""
-    lead = (slice(None),) * _batch_axis(cache)
+    axis = _batch_axis(cache)
 
     def layer(x: Array, y: Array) -> Array:
-        return x.at[(*lead, at, Ellipsis, slice(0, y.shape[-2]), slice(None))].set(y, mode="drop")
+        for row in range(at.shape[0]):  # one slice after another is written in place, a scatter not
+            one = jax.lax.slice_in_dim(y, row, row + 1, axis=axis)
+            start = [0] * x.ndim
+            start[axis] = at[row]
+            x = jax.lax.dynamic_update_slice(x, one, start)
+        return x
 
     slots = new.segment_ids.shape[1]
     return Cache(
         jax.tree.map(layer, cache.layers, new.layers),
-        cache.segment_ids.at[at, :slots].set(new.segment_ids, mode="drop"),
-        cache.filled.at[at].set(new.filled, mode="drop"),
+        cache.segment_ids.at[at, :slots].set(new.segment_ids),
+        cache.filled.at[at].set(new.filled),
     )
 
 

@@ -9,16 +9,16 @@ from .blocked import blocked_attention
 from .cudnn import cudnn_attention
 from .decoding import CachedKernels, cached_kernels, for_decoding, head_product
 from .fused import fused_attention
-from .plain import cached_attention, plain_attention
+from .plain import plain_attention, write_slots
 
 __all__ = [
     "CachedKernels",
     "blocked_attention",
-    "cached_attention",
     "cached_kernels",
     "cudnn_attention",
     "fused_attention",
     "for_decoding",
     "head_product",
     "plain_attention",
+    "write_slots",
 ]

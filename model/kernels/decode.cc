@@ -66,6 +66,20 @@ void Tiles(int64_t rows, const float* left, int64_t left_row, const float* panel
   }
 }
 
+// to [K, kPanel] = from [count, K] transposed, for K columns of rows that are `row` long; a cache
+// line of each row at a time.
+void Turn(const float* from, int64_t row, int64_t count, int64_t columns, float* to) {
+  constexpr int64_t kLine = 64 / sizeof(float);
+  for (int64_t k = 0; k < columns; k += kLine) {
+    const int64_t line = std::min(kLine, columns - k);
+    for (int64_t r = 0; r < kPanel; ++r) {
+      for (int64_t i = 0; i < line; ++i) {
+        to[(k + i) * kPanel + r] = r < count ? from[r * row + k + i] : 0.0f;
+      }
+    }
+  }
+}
+
 // y [M, N] = x [M, K] @ w [N, K] transposed: w is read once, in order.
 ffi::Error Product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> w,
                          ffi::ResultBuffer<ffi::F32> y) {
@@ -95,21 +109,24 @@ ffi::Error Product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ff
   }
 
   // Here the rows of x make the panels, turned [K, kPanel] once, and every row of w passes them.
-  const int64_t panels = (rows + kPanel - 1) / kPanel;
-  std::vector<float> turned(panels * depth * kPanel);
-  for (int64_t p = 0; p < panels; ++p) {
-    const int64_t some = std::min<int64_t>(kPanel, rows - p * kPanel);
-    const float* from = left + p * kPanel * depth;
-    float* to = turned.data() + p * depth * kPanel;
-    for (int64_t k = 0; k < depth; ++k, to += kPanel) {
-      for (int64_t r = 0; r < some; ++r) to[r] = from[r * depth + k];
-    }
+  constexpr int64_t kBlock = 256;
+  const int64_t panels = (rows + kPanel - 1) / kPanel, blocks = (depth + kBlock - 1) / kBlock;
+  std::unique_ptr<float[]> turned(new float[panels * depth * kPanel]);
+  auto turn = [&](int64_t piece) {
+    const int64_t p = piece / blocks, k = piece % blocks * kBlock;
+    Turn(left + p * kPanel * depth + k, depth, std::min<int64_t>(kPanel, rows - p * kPanel),
+         std::min(kBlock, depth - k), turned.get() + (p * depth + k) * kPanel);
+  };
+  if (rows * depth < (1 << 15)) {  // done before another thread has begun
+    for (int64_t piece = 0; piece < panels * blocks; ++piece) turn(piece);
+  } else {
+    Share(pool, panels * blocks, turn);
   }
   Share(pool, (outputs + kPiece - 1) / kPiece, [&](int64_t piece) {
     const int64_t first = piece * kPiece, count = std::min(outputs - first, kPiece);
     float part[kPiece * kPanel];
     for (int64_t p = 0; p < panels; ++p) {
-      Tiles<kTall>(count, right + first * depth, depth, turned.data() + p * depth * kPanel, depth,
+      Tiles<kTall>(count, right + first * depth, depth, turned.get() + p * depth * kPanel, depth,
                    part, kPanel);
       const int64_t some = std::min<int64_t>(kPanel, rows - p * kPanel);
       for (int64_t r = 0; r < some; ++r) {
@@ -162,18 +179,22 @@ void Attend(const float* query, const float* keys, const float* values, const in
   }
 }
 
-// Attention of T new tokens over the slots that each may see; see `cached_attention` in plain.py.
+// Appends the keys and values of T new tokens to the cache, in place, and attends from them over the
+// slots that each may see; see `append_and_attend` in plain.py.
 ffi::Error Attention(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> query, ffi::Buffer<ffi::F32> key,
-                     ffi::Buffer<ffi::F32> value, ffi::Buffer<ffi::S32> query_segments,
-                     ffi::Buffer<ffi::S32> key_segments, ffi::Buffer<ffi::S32> start,
-                     int64_t window, ffi::ResultBuffer<ffi::F32> out) {
+                     ffi::Buffer<ffi::F32> value, ffi::Buffer<ffi::F32>, ffi::Buffer<ffi::F32>,
+                     ffi::Buffer<ffi::S32> query_segments, ffi::Buffer<ffi::S32> key_segments,
+                     ffi::Buffer<ffi::S32> start, int64_t window, ffi::ResultBuffer<ffi::F32> out,
+                     ffi::ResultBuffer<ffi::F32> key_cache,
+                     ffi::ResultBuffer<ffi::F32> value_cache) {
   const int64_t batch = query.dimensions()[0], length = query.dimensions()[1];
   const int64_t heads = query.dimensions()[2], dim = query.dimensions()[3];
-  const int64_t kv_heads = key.dimensions()[1], slots = key.dimensions()[2];
+  const int64_t kv_heads = key.dimensions()[2], slots = key_cache->dimensions()[2];
   const int64_t group = heads / kv_heads;
   const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
-  const float *queries = query.typed_data(), *keys = key.typed_data();
-  const float* values = value.typed_data();
+  const float *queries = query.typed_data(), *new_keys = key.typed_data();
+  const float* new_values = value.typed_data();
+  float *keys = key_cache->typed_data(), *values = value_cache->typed_data();
   const int32_t *asked = query_segments.typed_data(), *kept = key_segments.typed_data();
   const int32_t* first = start.typed_data();
   float* mixed = out->typed_data();
@@ -181,6 +202,13 @@ ffi::Error Attention(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> query, ffi::Buf
   // A piece of work is one row and one head of keys, with the query heads that share it.
   Share(pool, batch * kv_heads, [&](int64_t piece) {
     const int64_t b = piece / kv_heads, kv = piece % kv_heads;
+    float *own_keys = keys + piece * slots * dim, *own_values = values + piece * slots * dim;
+    const int64_t free = std::max<int64_t>(0, std::min<int64_t>(first[b], slots - length));
+    for (int64_t t = 0; t < length; ++t) {
+      const int64_t from = ((b * length + t) * kv_heads + kv) * dim, to = (free + t) * dim;
+      std::memcpy(own_keys + to, new_keys + from, dim * sizeof(float));
+      std::memcpy(own_values + to, new_values + from, dim * sizeof(float));
+    }
     std::vector<float> weight(slots);
     std::vector<int32_t> seen(slots);
     for (int64_t t = 0; t < length; ++t) {
@@ -194,8 +222,8 @@ ffi::Error Attention(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> query, ffi::Buf
       }
       for (int64_t h = kv * group; h < (kv + 1) * group; ++h) {
         const int64_t at = ((b * length + t) * heads + h) * dim;
-        Attend(queries + at, keys + piece * slots * dim, values + piece * slots * dim, seen.data(),
-               count, dim, scale, weight.data(), mixed + at);
+        Attend(queries + at, own_keys, own_values, seen.data(), count, dim, scale, weight.data(),
+               mixed + at);
       }
     }
   });
@@ -217,8 +245,12 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(aludel_attention, Attention,
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::S32>>()
                                   .Arg<ffi::Buffer<ffi::S32>>()
                                   .Arg<ffi::Buffer<ffi::S32>>()
                                   .Attr<int64_t>("window")
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
                                   .Ret<ffi::Buffer<ffi::F32>>());

@@ -14,26 +14,31 @@ from jax.sharding import Mesh
 from ...errors import UserError
 from ..execution import Execution
 from . import native_decoding as native
-from .plain import cached_attention
+from .plain import append_and_attend
 
 
 class CachedKernels(NamedTuple):
     """The kernels of a forward pass with a cache."""
 
     product: Callable[[Array, Array], Array]  # x [M, K] @ kernel [K, N]
-    attention: Callable[..., Array]  # as `plain.cached_attention`
+    attention: Callable[..., tuple[Array, Array, Array]]  # as `plain.append_and_attend`
 
 
-XLA = CachedKernels(jnp.matmul, cached_attention)
-NATIVE = CachedKernels(native.native_product, native.native_cached_attention)
+XLA = CachedKernels(jnp.matmul, append_and_attend)
+NATIVE = CachedKernels(native.native_product, native.native_append_and_attend)
 MOST_QUERIES = 64  # of a row: with more, the products of attention are worth a matrix product
+MOST_TOKENS = 256  # of all rows: with more, a general matrix product is as fast
 
 
-def cached_kernels(decoding: str, length: int) -> CachedKernels:
-    """What `length` new tokens a row are computed by, where `decoding` was chosen (`auto`: XLA)."""
+def cached_kernels(decoding: str, rows: int, length: int) -> CachedKernels:
+    """What `rows` of `length` new tokens are computed by, where `decoding` was chosen (`auto`:
+    XLA)."""
     if decoding != "native":
         return XLA
-    return NATIVE if length <= MOST_QUERIES else NATIVE._replace(attention=cached_attention)
+    return CachedKernels(
+        (NATIVE if rows * length <= MOST_TOKENS else XLA).product,
+        (NATIVE if length <= MOST_QUERIES else XLA).attention,
+    )
 
 
 def head_product(x: Array, head: Array, decoding: str) -> Array:

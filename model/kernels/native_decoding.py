@@ -1,6 +1,6 @@
 """Products and attention of a decoding step on a CPU: `decode.cc`.
 
-`jnp.matmul` and `plain.cached_attention` are the same without it, and its oracles.
+`jnp.matmul` and `plain.append_and_attend` are the same without it, and its oracles.
 """
 
 import jax
@@ -25,19 +25,21 @@ def native_product(x: Array, kernel: Array) -> Array:
     return jax.ffi.ffi_call("aludel_product", shape)(x, kernel.T)
 
 
-def native_cached_attention(
+def native_append_and_attend(
     query: Array,
     key: Array,
     value: Array,
+    cached_key: Array,
+    cached_value: Array,
     query_segments: Array,
     key_segments: Array,
     start: Array,
     window: int | None = None,
-) -> Array:
-    """`plain.cached_attention` in float32, reading only the slots that a token sees; tokens of
-    segment 0 get zeros."""
-    shape = jax.ShapeDtypeStruct(query.shape, jnp.float32)
-    call = jax.ffi.ffi_call("aludel_attention", shape)
+) -> tuple[Array, Array, Array]:
+    """`plain.append_and_attend` in float32, which writes the cache in place and reads only the
+    slots that a token sees; tokens of segment 0 get zeros."""
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (query, cached_key, cached_value)]
+    call = jax.ffi.ffi_call("aludel_attention", shapes, input_output_aliases={3: 1, 4: 2})
     window = np.int64(EVERYTHING if window is None else window)
-    segments = query_segments.astype(jnp.int32), key_segments.astype(jnp.int32)
-    return call(query, key, value, *segments, start.astype(jnp.int32), window=window)
+    whole = (x.astype(jnp.int32) for x in (query_segments, key_segments, start))
+    return tuple(call(query, key, value, cached_key, cached_value, *whole, window=window))

@@ -79,3 +79,33 @@ def cached_attention(
     mixed = jnp.einsum("bkrs,bksd->bkrd", weights, value)
     mixed = mixed.reshape(batch, kv_heads, groups, length, dim).transpose(0, 3, 1, 2, 4)
     return mixed.reshape(batch, length, heads, dim)
+
+
+def write_slots(kept: Array, new: Array, start: Array) -> Array:
+    """`kept` [B, ..., S, D] with `new` [B, ..., T, D] in the slots from `start` i32[B] on."""
+
+    def row(kept: Array, new: Array, start: Array) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(kept, new, start, axis=kept.ndim - 2)
+
+    return jax.vmap(row)(kept, new, start)
+
+
+def append_and_attend(
+    query: Array,
+    key: Array,
+    value: Array,
+    cached_key: Array,
+    cached_value: Array,
+    query_segments: Array,
+    key_segments: Array,
+    start: Array,
+    window: int | None = None,
+) -> tuple[Array, Array, Array]:
+    """Keys and values [B, T, kv_heads, D] of T new tokens written into a cache at slot `start[b]`,
+    and these tokens' `cached_attention` over it: (mixed, cached_key, cached_value)."""
+    cached_key = write_slots(cached_key, key.swapaxes(1, 2), start)
+    cached_value = write_slots(cached_value, value.swapaxes(1, 2), start)
+    mixed = cached_attention(
+        query, cached_key, cached_value, query_segments, key_segments, start, window
+    )
+    return mixed, cached_key, cached_value

@@ -9,7 +9,7 @@ from aludel.errors import UserError
 from aludel.model.kernels import decoding
 from aludel.model.kernels import native as loader
 from aludel.model.kernels import native_decoding as native
-from aludel.model.kernels.plain import cached_attention
+from aludel.model.kernels.plain import append_and_attend
 
 compiled = pytest.mark.skipif(native.obstacle() is not None, reason=str(native.obstacle()))
 
@@ -41,30 +41,40 @@ def test_native_attention(length, window, heads, kv_heads, dim):
     segments = jnp.ones((batch, slots), jnp.int32).at[1, :4].set(0).at[4, :].set(2)
     asked = jnp.ones((batch, length), jnp.int32).at[4].set(2)
     query = _normal(batch, length, heads, dim)
+    new = _normal(batch, length, kv_heads, dim), _normal(batch, length, kv_heads, dim) + 2
     key, value = _normal(batch, kv_heads, slots, dim), _normal(batch, kv_heads, slots, dim) + 1
     with jax.default_matmul_precision("highest"):
-        want = cached_attention(query, key, value, asked, segments, start, window)
-    unseen = jnp.arange(slots) >= start[:, None] + length
-    key = jnp.where(unseen[:, None, :, None], jnp.nan, key)
-    got = jax.jit(native.native_cached_attention, static_argnums=6)(
-        query, key, value, asked, segments, start, window
-    )
-    np.testing.assert_allclose(got, want, atol=5e-6)
+        want = append_and_attend(query, *new, key, value, asked, segments, start, window)
+    unseen = (jnp.arange(slots) >= start[:, None] + length)[:, None, :, None]
+    key = jnp.where(unseen, jnp.nan, key)
+    run = jax.jit(native.native_append_and_attend, static_argnums=8)
+    got = run(query, *new, key, value, asked, segments, start, window)
+    np.testing.assert_allclose(got[0], want[0], atol=5e-6)
+    np.testing.assert_array_equal(got[1], jnp.where(unseen, jnp.nan, want[1]))
+    np.testing.assert_array_equal(got[2], want[2])
 
 
 @compiled
 def test_native_attention_of_padding_is_zero():
-    shape = (1, 1, 2, 8)
-    segments = jnp.zeros((1, 4), jnp.int32)
-    got = native.native_cached_attention(
-        _normal(*shape),
-        _normal(1, 2, 4, 8),
-        _normal(1, 2, 4, 8),
-        jnp.zeros((1, 1), jnp.int32),
-        segments,
-        jnp.asarray([2]),
+    query, new, kept = _normal(1, 1, 2, 8), _normal(1, 1, 2, 8), _normal(1, 2, 4, 8)
+    none, segments = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, 4), jnp.int32)
+    got, *_ = native.native_append_and_attend(
+        query, new, new, kept, kept, none, segments, jnp.asarray([2])
     )
     assert (np.asarray(got) == 0).all()
+
+
+@compiled
+def test_a_row_that_is_full_is_written_at_its_end():
+    """As XLA does: the slots of a slice that would go beyond the end are the last ones."""
+    query, new, kept = _normal(1, 2, 2, 8), _normal(1, 2, 2, 8), _normal(1, 2, 4, 8)
+    ones, segments = jnp.ones((1, 2), jnp.int32), jnp.ones((1, 4), jnp.int32)
+    for start in (3, 4):
+        args = query, new, new, kept, kept, ones, segments, jnp.asarray([start])
+        for got, want in zip(
+            native.native_append_and_attend(*args)[1:], append_and_attend(*args)[1:], strict=True
+        ):
+            np.testing.assert_array_equal(got, want)
 
 
 def test_the_choice_says_why(monkeypatch):
