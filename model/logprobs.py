@@ -1,7 +1,8 @@
-"""Hidden states to log-probs, entropies and log-normalisers, without ever holding the logits.
+"""Hidden states to log-probs, entropies and log-normalisers, without holding many logits.
 
 One vocabulary product, in blocks of the vocabulary (and of the tokens, where they are many);
-the backward pass computes each block of logits again. With z = logits / temperature:
+the backward pass computes each block of logits again. Only where all logits are few are they one
+block, which the compiler keeps for the backward pass. With z = logits / temperature:
 
     logsumexp = log sum_v exp z_v        logp = z_target - logsumexp
     entropy   = logsumexp - sum_v p_v z_v
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 from jax import Array
 
 BLOCK_ELEMENTS = 2**23  # logits held at once: 32 MiB of float32
+KEPT_ELEMENTS = 2**26  # no more in all are kept for the backward pass: a product in four is saved
 SMALLEST_BLOCK = 512  # of the vocabulary; below it, tokens are split too
 
 
@@ -47,14 +49,18 @@ def token_scores(
     cap: float | None = None,
     entropy: bool = False,
     block_elements: int = BLOCK_ELEMENTS,
+    kept_elements: int = KEPT_ELEMENTS,
 ) -> TokenScores:
     """Scores of `targets` under softmax(cap(hidden @ head.T) / temperature).
 
     hidden [N, width], head [V, width], targets i32[N], temperature f32[N] or None for 1.
     Differentiable in hidden and head. Products are taken in the dtype of `hidden`, summed in
-    float32.
+    float32. Logits of up to `kept_elements` are kept for the backward pass; of more,
+    `block_elements` are held at once and computed twice.
     """
     count, vocab = hidden.shape[0], head.shape[0]
+    if count * vocab <= kept_elements:
+        block_elements = count * vocab
     inverse = jnp.ones(count) if temperature is None else 1.0 / temperature.astype(jnp.float32)
     tokens = max(1, block_elements // min(vocab, SMALLEST_BLOCK))
     pieces = -(-count // tokens)

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from .config import DecoderConfig
 from .decoder import Decoder
 from .execution import DEFAULT, Execution
-from .logprobs import BLOCK_ELEMENTS, token_scores
+from .logprobs import BLOCK_ELEMENTS, KEPT_ELEMENTS, token_scores
 from .sharding import RULES
 
 Batch = Mapping[str, Array]
@@ -39,7 +39,6 @@ def make_apply(
     """
     decoder = Decoder(config, execution, mesh)
     split = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in RULES["batch"])
-    block = BLOCK_ELEMENTS * split  # the budget is a device's, the tokens are everybody's
 
     def apply(
         params: Mapping,
@@ -68,7 +67,7 @@ def make_apply(
         )
         out = {"hidden": hidden.reshape(*shape, -1)} if "hidden" in want else {}
         if {"logp", "entropy", "logsumexp"} & set(want):
-            scores = _scores(hidden, params, batch, config, "entropy" in want, block)
+            scores = _scores(hidden, params, batch, config, "entropy" in want, split)
             out |= {name: getattr(scores, name).reshape(shape) for name in want if name != "hidden"}
         return out
 
@@ -91,7 +90,7 @@ def _scores(
     batch: Batch,
     config: DecoderConfig,
     entropy: bool,
-    block_elements: int,
+    split: int,
 ):
     targets, temperature = batch["targets"].reshape(-1), batch.get("temperature")
     if temperature is not None:
@@ -103,5 +102,7 @@ def _scores(
         temperature,
         config.logit_cap,
         entropy,
-        block_elements,
+        # The budgets are a device's, the tokens are everybody's.
+        BLOCK_ELEMENTS * split,
+        KEPT_ELEMENTS * split,
     )

@@ -48,7 +48,7 @@ def test_scores_and_gradients(block_elements, cap):
 
     with jax.default_matmul_precision("highest"):
         (_, scores), grads = total(
-            lambda h, w: token_scores(h, w, targets, temperature, cap, True, block_elements)
+            lambda h, w: token_scores(h, w, targets, temperature, cap, True, block_elements, 0)
         )
         (_, naive), naive_grads = total(lambda h, w: _naive(h, w, targets, temperature, cap))
     for got, want in zip(scores, naive, strict=True):
