@@ -14,6 +14,7 @@ namespace ffi = xla::ffi;
 
 namespace {
 
+using native::Exp;
 using native::kPanel;
 using native::kTall;
 using native::kWide;
@@ -26,43 +27,45 @@ using native::Vector;
 constexpr int kVectors = kPanel / kWide;
 
 // y[r, :] = sum over k of left[r, k] * panel[k, :], for kRows rows and the columns of one panel.
+// Meanwhile `ahead` rows from `soon` on are fetched, as many bytes in each stretch of time.
 template <int kRows>
 void Tile(const float* left, int64_t left_row, const float* panel, int64_t depth, float* y,
-          int64_t y_row) {
+          const float* soon, int64_t ahead) {
+  constexpr int64_t kLine = 64 / sizeof(float);
   Vector sum[kRows][kVectors] = {};
-  for (int64_t k = 0; k < depth; ++k, panel += kPanel) {
-    if (k % (64 / sizeof(float)) == 0) {  // the next rows, a cache line at a time
-#pragma GCC unroll 12
-      for (int r = 0; r < kRows; ++r) __builtin_prefetch(left + (kRows + r) * left_row + k);
-    }
-    Vector right[kVectors];
+  for (int64_t begin = 0; begin < depth; begin += kLine) {
+    for (int64_t r = 0; r < ahead; ++r) __builtin_prefetch(soon + r * left_row + begin);
+    const int64_t end = std::min(depth, begin + kLine);
+#pragma GCC unroll 4
+    for (int64_t k = begin; k < end; ++k, panel += kPanel) {
+      Vector right[kVectors];
 #pragma GCC unroll 2
-    for (int j = 0; j < kVectors; ++j) right[j] = Load(panel + j * kWide);
+      for (int j = 0; j < kVectors; ++j) right[j] = Load(panel + j * kWide);
 #pragma GCC unroll 12
-    for (int r = 0; r < kRows; ++r) {
-      const float value = left[r * left_row + k];
+      for (int r = 0; r < kRows; ++r) {
+        const float value = left[r * left_row + k];
 #pragma GCC unroll 2
-      for (int j = 0; j < kVectors; ++j) sum[r][j] += value * right[j];
+        for (int j = 0; j < kVectors; ++j) sum[r][j] += value * right[j];
+      }
     }
   }
 #pragma GCC unroll 12
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
-    for (int j = 0; j < kVectors; ++j) Store(y + r * y_row + j * kWide, sum[r][j]);
+    for (int j = 0; j < kVectors; ++j) Store(y + r * kPanel + j * kWide, sum[r][j]);
   }
 }
 
-// The same for any number of rows, kTall at a time.
+// The same for any number of rows up to kRows.
 template <int kRows>
-void Tiles(int64_t rows, const float* left, int64_t left_row, const float* panel, int64_t depth,
-           float* y, int64_t y_row) {
+void TileOf(int64_t rows, const float* left, int64_t left_row, const float* panel, int64_t depth,
+            float* y, const float* soon, int64_t ahead) {
   if constexpr (kRows > 0) {
-    for (; rows >= kRows; rows -= kRows) {
-      Tile<kRows>(left, left_row, panel, depth, y, y_row);
-      left += kRows * left_row;
-      y += kRows * y_row;
+    if (rows == kRows) {
+      Tile<kRows>(left, left_row, panel, depth, y, soon, ahead);
+    } else {
+      TileOf<kRows - 1>(rows, left, left_row, panel, depth, y, soon, ahead);
     }
-    Tiles<kRows - 1>(rows, left, left_row, panel, depth, y, y_row);
   }
 }
 
@@ -87,7 +90,7 @@ ffi::Error Product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ff
   const float* left = x.typed_data();
   const float* right = w.typed_data();
   float* out = y->typed_data();
-  constexpr int64_t kPiece = 48;  // rows of w in a piece of work, a multiple of kTall
+  constexpr int64_t kPiece = 24;  // rows of w in a piece of work, a multiple of kTall
 
   if (rows == 1) {
     Share(pool, (outputs + kPiece - 1) / kPiece, [&](int64_t piece) {
@@ -122,26 +125,32 @@ ffi::Error Product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ff
   } else {
     Share(pool, panels * blocks, turn);
   }
+  // A few rows of w pass all panels while they are near, and in each pass a part of those behind
+  // them is fetched: memory is read all the time, and never waited for.
   Share(pool, (outputs + kPiece - 1) / kPiece, [&](int64_t piece) {
-    const int64_t first = piece * kPiece, count = std::min(outputs - first, kPiece);
-    float part[kPiece * kPanel];
-    for (int64_t p = 0; p < panels; ++p) {
-      Tiles<kTall>(count, right + first * depth, depth, turned.get() + p * depth * kPanel, depth,
-                   part, kPanel);
-      const int64_t some = std::min<int64_t>(kPanel, rows - p * kPanel);
-      for (int64_t r = 0; r < some; ++r) {
-        float* to = out + (p * kPanel + r) * outputs + first;
-        for (int64_t n = 0; n < count; ++n) to[n] = part[n * kPanel + r];
+    const int64_t last = std::min(outputs, (piece + 1) * kPiece);
+    float part[kTall * kPanel];
+    for (int64_t n = piece * kPiece; n < last; n += kTall) {
+      const int64_t count = std::min<int64_t>(kTall, last - n);
+      for (int64_t p = 0; p < panels; ++p) {
+        const int64_t from = kTall * p / panels, to = kTall * (p + 1) / panels;
+        TileOf<kTall>(count, right + n * depth, depth, turned.get() + p * depth * kPanel, depth,
+                      part, right + (n + kTall + from) * depth, to - from);
+        const int64_t some = std::min<int64_t>(kPanel, rows - p * kPanel);
+        for (int64_t r = 0; r < some; ++r) {
+          float* y_row = out + (p * kPanel + r) * outputs + n;
+          for (int64_t i = 0; i < count; ++i) y_row[i] = part[i * kPanel + r];
+        }
       }
     }
   });
   return ffi::Error::Success();
 }
 
-// One query over `count` slots of one head: weight [count] is scratch, mixed [dim] the result.
+// One query over `count` slots of one head: weight [count + kWide] is scratch, mixed [dim] the result.
 void Attend(const float* query, const float* keys, const float* values, const int32_t* seen,
             int64_t count, int64_t dim, float scale, float* weight, float* mixed) {
-  float top = -INFINITY, total = 0;
+  float top = -INFINITY;
   for (int64_t i = 0; i < count; ++i) {
     const float* key = keys + seen[i] * dim;
     Vector a = {}, b = {};
@@ -155,11 +164,15 @@ void Attend(const float* query, const float* keys, const float* values, const in
     weight[i] = score * scale;
     top = std::max(top, weight[i]);
   }
-  for (int64_t i = 0; i < count; ++i) {
-    weight[i] = std::exp(weight[i] - top);
-    total += weight[i];
+  const int64_t whole = (count + kWide - 1) / kWide * kWide;
+  std::fill(weight + count, weight + whole, -INFINITY);
+  Vector together = {};
+  for (int64_t i = 0; i < whole; i += kWide) {
+    const Vector e = Exp(Load(weight + i) - top);
+    together += e;
+    Store(weight + i, e);
   }
-  const float share = count ? 1.0f / total : 0.0f;
+  const float share = count ? 1.0f / Sum(together) : 0.0f;
   constexpr int kSums = 8;  // vectors of the result that stay in registers
   int64_t d = 0;
   for (; d + kSums * kWide <= dim; d += kSums * kWide) {
@@ -209,7 +222,7 @@ ffi::Error Attention(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> query, ffi::Buf
       std::memcpy(own_keys + to, new_keys + from, dim * sizeof(float));
       std::memcpy(own_values + to, new_values + from, dim * sizeof(float));
     }
-    std::vector<float> weight(slots);
+    std::vector<float> weight(slots + kWide);
     std::vector<int32_t> seen(slots);
     for (int64_t t = 0; t < length; ++t) {
       const int32_t segment = asked[b * length + t];

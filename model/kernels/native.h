@@ -117,24 +117,39 @@ inline void Multiply(int64_t rows, int64_t columns, int64_t depth, const float* 
   }
 }
 
-// Runs body(0) ... body(count - 1) on this thread and on those of the pool that are free. A helper
-// that comes late finds nothing left to take, so that nobody waits for a thread that never starts.
+// Runs body(0) ... body(count - 1) on this thread and on those of the pool that are free. Each
+// thread begins at a place of its own and goes on from there in order, so that what the next piece
+// reads can be fetched ahead; when its stretch is done it helps with the others. A helper that
+// comes late finds nothing left to take, so that nobody waits for a thread that never starts.
 inline void Share(xla::ffi::ThreadPool& pool, int64_t count,
                   const std::function<void(int64_t)>& body) {
-  struct State {
-    std::atomic<int64_t> next{0}, done{0};
+  struct alignas(64) Stretch {
+    std::atomic<int64_t> next;
+    int64_t end;
   };
+  struct State {
+    std::unique_ptr<Stretch[]> stretches;
+    std::atomic<int64_t> done{0};
+  };
+  const int64_t threads = std::max<int64_t>(1, std::min<int64_t>(pool.num_threads(), count));
   auto state = std::make_shared<State>();
+  state->stretches.reset(new Stretch[threads]);
+  for (int64_t t = 0; t < threads; ++t) {
+    state->stretches[t].next = count * t / threads;
+    state->stretches[t].end = count * (t + 1) / threads;
+  }
   const std::function<void(int64_t)>* work = &body;  // alive until all that was taken is done
-  auto take = [state, count, work] {
-    for (int64_t i; (i = state->next.fetch_add(1)) < count;) {
-      (*work)(i);
-      state->done.fetch_add(1, std::memory_order_release);
+  auto take = [state, threads, work](int64_t own) {
+    for (int64_t t = 0; t < threads; ++t) {
+      Stretch& stretch = state->stretches[(own + t) % threads];
+      for (int64_t i; (i = stretch.next.fetch_add(1)) < stretch.end;) {
+        (*work)(i);
+        state->done.fetch_add(1, std::memory_order_release);
+      }
     }
   };
-  const int64_t helpers = std::min<int64_t>(pool.num_threads(), count) - 1;
-  for (int64_t h = 0; h < helpers; ++h) pool.Schedule([take] { take(); });
-  take();
+  for (int64_t t = 1; t < threads; ++t) pool.Schedule([take, t] { take(t); });
+  take(0);
   for (int spins = 0; state->done.load(std::memory_order_acquire) < count; ++spins) {
     if (spins > 2000) std::this_thread::yield();
   }
