@@ -3,9 +3,9 @@
 6 layers, width 384, 6 heads, vocabulary 4,096, prompt 32, 128 new tokens, no token that ends a row,
 in float32 on a CPU and in bfloat16 on a GPU. The rival runs with its cache under `inference_mode`
 with fused attention, in whichever of these is fastest on this machine: its dynamic cache on one
-thread or on all, its static cache, as it is or through `torch.compile`: each is tried three times and
-its best printed. Then the two take turns, with the same settings of the allocator, those of `aludel
-pretrain`.
+thread or on all, its static cache, as it is or through `torch.compile`: each is tried three times
+and its best printed. Then the two take turns, with the same settings of the allocator, those of
+`aludel pretrain`.
 
 Two more comparisons, of aludel with itself: 128 prompts whose answers end at lengths spread
 evenly over 8 to 128, refilled against 32 at a time until the longest has ended, the finished rows
@@ -17,7 +17,6 @@ lookup at batch 1, on text that runs in a circle (greedy) and on text that never
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 
 import jax
