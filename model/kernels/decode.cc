@@ -147,6 +147,23 @@ ffi::Error Product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ff
   return ffi::Error::Success();
 }
 
+// The usual head is 64 wide; up to 8 vectors of sums stay in registers.
+constexpr int kMix = std::min(8, 64 / kWide);
+
+// mixed[0 ... kSums * kWide) = share * sum over i of weight[i] * values[seen[i], ...].
+template <int kSums>
+void Mix(const float* weight, const float* values, const int32_t* seen, int64_t count, int64_t dim,
+         float share, float* mixed) {
+  Vector sum[kSums] = {};
+  for (int64_t i = 0; i < count; ++i) {
+    const float* value = values + seen[i] * dim;
+#pragma GCC unroll 8
+    for (int j = 0; j < kSums; ++j) sum[j] += weight[i] * Load(value + j * kWide);
+  }
+#pragma GCC unroll 8
+  for (int j = 0; j < kSums; ++j) Store(mixed + j * kWide, sum[j] * share);
+}
+
 // One query over `count` slots of one head: weight [count + kWide] is scratch, mixed [dim] the result.
 void Attend(const float* query, const float* keys, const float* values, const int32_t* seen,
             int64_t count, int64_t dim, float scale, float* weight, float* mixed) {
@@ -173,17 +190,12 @@ void Attend(const float* query, const float* keys, const float* values, const in
     Store(weight + i, e);
   }
   const float share = count ? 1.0f / Sum(together) : 0.0f;
-  constexpr int kSums = 8;  // vectors of the result that stay in registers
   int64_t d = 0;
-  for (; d + kSums * kWide <= dim; d += kSums * kWide) {
-    Vector sum[kSums] = {};
-    for (int64_t i = 0; i < count; ++i) {
-      const float* value = values + seen[i] * dim + d;
-#pragma GCC unroll 8
-      for (int j = 0; j < kSums; ++j) sum[j] += weight[i] * Load(value + j * kWide);
-    }
-#pragma GCC unroll 8
-    for (int j = 0; j < kSums; ++j) Store(mixed + d + j * kWide, sum[j] * share);
+  for (; d + kMix * kWide <= dim; d += kMix * kWide) {
+    Mix<kMix>(weight, values + d, seen, count, dim, share, mixed + d);
+  }
+  for (; d + kWide <= dim; d += kWide) {
+    Mix<1>(weight, values + d, seen, count, dim, share, mixed + d);
   }
   for (; d < dim; ++d) {
     float sum = 0;

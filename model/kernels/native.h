@@ -36,10 +36,15 @@ inline Vector Load(const float* at) {
 
 inline void Store(float* at, Vector v) { std::memcpy(at, &v, sizeof(v)); }
 
+// Halves are added to halves: one value after another would be waited for as many times.
 inline float Sum(Vector v) {
-  float total = 0;
-  for (int i = 0; i < kWide; ++i) total += v[i];
-  return total;
+  float part[kWide];
+  Store(part, v);
+  for (int half = kWide / 2; half > 0; half /= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i) part[i] += part[half + i];
+  }
+  return part[0];
 }
 
 inline Vector Larger(Vector a, Vector b) { return a > b ? a : b; }
