@@ -147,16 +147,22 @@ ffi::Error Product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ff
   return ffi::Error::Success();
 }
 
+// Brings `count` numbers near, but not nearest, where they would push out what is in use.
+inline void Fetch(const float* from, int64_t count) {
+  for (int64_t i = 0; i < count; i += 64 / sizeof(float)) __builtin_prefetch(from + i, 0, 2);
+}
+
 // The usual head is 64 wide; up to 8 vectors of sums stay in registers.
 constexpr int kMix = std::min(8, 64 / kWide);
 
 // mixed[0 ... kSums * kWide) = share * sum over i of weight[i] * values[seen[i], ...].
 template <int kSums>
 void Mix(const float* weight, const float* values, const int32_t* seen, int64_t count, int64_t dim,
-         float share, float* mixed) {
+         float share, float* mixed, int64_t ahead) {
   Vector sum[kSums] = {};
   for (int64_t i = 0; i < count; ++i) {
     const float* value = values + seen[i] * dim;
+    if (ahead) Fetch(value + ahead, kSums * kWide);
 #pragma GCC unroll 8
     for (int j = 0; j < kSums; ++j) sum[j] += weight[i] * Load(value + j * kWide);
   }
@@ -165,11 +171,13 @@ void Mix(const float* weight, const float* values, const int32_t* seen, int64_t 
 }
 
 // One query over `count` slots of one head: weight [count + kWide] is scratch, mixed [dim] the result.
+// Meanwhile the same slots of the head that lies `ahead` numbers further on are fetched.
 void Attend(const float* query, const float* keys, const float* values, const int32_t* seen,
-            int64_t count, int64_t dim, float scale, float* weight, float* mixed) {
+            int64_t count, int64_t dim, float scale, float* weight, float* mixed, int64_t ahead) {
   float top = -INFINITY;
   for (int64_t i = 0; i < count; ++i) {
     const float* key = keys + seen[i] * dim;
+    if (ahead) Fetch(key + ahead, dim);
     Vector a = {}, b = {};
     int64_t d = 0;
     for (; d + 2 * kWide <= dim; d += 2 * kWide) {
@@ -192,10 +200,10 @@ void Attend(const float* query, const float* keys, const float* values, const in
   const float share = count ? 1.0f / Sum(together) : 0.0f;
   int64_t d = 0;
   for (; d + kMix * kWide <= dim; d += kMix * kWide) {
-    Mix<kMix>(weight, values + d, seen, count, dim, share, mixed + d);
+    Mix<kMix>(weight, values + d, seen, count, dim, share, mixed + d, ahead);
   }
   for (; d + kWide <= dim; d += kWide) {
-    Mix<1>(weight, values + d, seen, count, dim, share, mixed + d);
+    Mix<1>(weight, values + d, seen, count, dim, share, mixed + d, ahead);
   }
   for (; d < dim; ++d) {
     float sum = 0;
@@ -247,8 +255,9 @@ ffi::Error Attention(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> query, ffi::Buf
       }
       for (int64_t h = kv * group; h < (kv + 1) * group; ++h) {
         const int64_t at = ((b * length + t) * heads + h) * dim;
+        const bool first_to_read = t == 0 && h == kv * group;
         Attend(queries + at, own_keys, own_values, seen.data(), count, dim, scale, weight.data(),
-               mixed + at);
+               mixed + at, first_to_read ? slots * dim : 0);
       }
     }
   });
