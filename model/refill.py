@@ -57,11 +57,12 @@ def make_generator(
         at: Array,
         prompts: Array,
         mask: Array,
-        keys: Array,
+        numbers: Array,
         limits: Array,
+        key: Array,
     ) -> tuple[Rows, Cache]:
-        """Prompts [G, W] into the rows `at` i32[G]."""
-        width = prompts.shape[1]
+        """Prompts [G, W], of these numbers i32[G], into the rows `at` i32[G]."""
+        width, keys = prompts.shape[1], row_keys(key, numbers)
         new, read = prefill(
             decoder, sampling, ready(params), prompts, mask, keys, limits, width + sampling.lookup
         )
@@ -91,7 +92,6 @@ def make_generator(
         check_room(config, sampling, width)
         limits = np.full(len(prompts), sampling.max_tokens) if limits is None else limits
         limits = np.clip(np.asarray(limits, np.int32), 0, sampling.max_tokens)
-        keys = row_keys(key, jnp.arange(len(prompts)))
         params = prepare(params)
         count = min(rows, len(prompts))
         slots = width + sampling.max_tokens - 1 + sampling.lookup
@@ -107,9 +107,8 @@ def make_generator(
                 taken = _same_bucket(waiting, prompts, min(group, len(free)))
                 at, free = free[: len(taken)], free[len(taken) :]
                 writes[at] = taken
-                state = admit(
-                    params, *state, *_group(group, at, taken, prompts, width, keys, limits)
-                )
+                new = _group(group, at, taken, prompts, width, limits)
+                state = admit(params, *state, *new, key)
             idle = int((writes < 0).sum())
             if not waiting and count >= 2 * FEWEST and 2 * idle >= count:
                 count //= 2
@@ -169,11 +168,10 @@ def _group(
     taken: list[int],
     prompts: Sequence,
     widest: int,
-    keys: Array,
     limits: np.ndarray,
-) -> tuple:
-    """Arguments of `admit` behind the state; a group that is not full repeats its first prompt,
-    in the same row."""
+) -> tuple[np.ndarray, ...]:
+    """Arguments of `admit` between the state and the key; a group that is not full repeats its
+    first prompt, in the same row."""
     missing = size - len(taken)
     filled = taken + taken[:1] * missing
     width = min(_bucket(max(len(prompts[number]) for number in taken)), widest)
@@ -182,7 +180,7 @@ def _group(
         tokens[row, width - len(prompts[number]) :] = prompts[number]
         mask[row, width - len(prompts[number]) :] = True
     places = np.concatenate([at, np.repeat(at[:1], missing)]).astype(np.int32)
-    return places, tokens, mask, keys[np.asarray(filled)], limits[filled]
+    return places, tokens, mask, np.asarray(filled, np.int32), limits[filled]
 
 
 def _idle(count: int, width: int, new: int, key: Array) -> Rows:

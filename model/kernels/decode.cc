@@ -24,20 +24,20 @@ using native::Store;
 using native::Sum;
 using native::Vector;
 
-constexpr int kVectors = kPanel / kWide;
+constexpr int kFew = kWide / 2 - 1;  // rows of x that would leave half of a vector empty
 
-// y[r, :] = sum over k of left[r, k] * panel[k, :], for kRows rows and the columns of one panel.
+// y[r, :] = sum over k of left[r, k] * panel[k, :], for kRows rows and a panel of kVectors columns.
 // Meanwhile `ahead` rows from `soon` on are fetched, as many bytes in each stretch of time.
-template <int kRows>
+template <int kVectors, int kRows>
 void Tile(const float* left, int64_t left_row, const float* panel, int64_t depth, float* y,
           const float* soon, int64_t ahead) {
-  constexpr int64_t kLine = 64 / sizeof(float);
+  constexpr int64_t kLine = 64 / sizeof(float), kColumns = kVectors * kWide;
   Vector sum[kRows][kVectors] = {};
   for (int64_t begin = 0; begin < depth; begin += kLine) {
     for (int64_t r = 0; r < ahead; ++r) __builtin_prefetch(soon + r * left_row + begin);
     const int64_t end = std::min(depth, begin + kLine);
 #pragma GCC unroll 4
-    for (int64_t k = begin; k < end; ++k, panel += kPanel) {
+    for (int64_t k = begin; k < end; ++k, panel += kColumns) {
       Vector right[kVectors];
 #pragma GCC unroll 2
       for (int j = 0; j < kVectors; ++j) right[j] = Load(panel + j * kWide);
@@ -52,32 +52,71 @@ void Tile(const float* left, int64_t left_row, const float* panel, int64_t depth
 #pragma GCC unroll 12
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
-    for (int j = 0; j < kVectors; ++j) Store(y + r * kPanel + j * kWide, sum[r][j]);
+    for (int j = 0; j < kVectors; ++j) Store(y + r * kColumns + j * kWide, sum[r][j]);
+  }
+}
+
+// The same for any number of rows up to kRows.
+template <int kVectors, int kRows>
+void TileOf(int64_t rows, const float* left, int64_t left_row, const float* panel, int64_t depth,
+            float* y, const float* soon, int64_t ahead) {
+  if constexpr (kRows > 0) {
+    if (rows == kRows) {
+      Tile<kVectors, kRows>(left, left_row, panel, depth, y, soon, ahead);
+    } else {
+      TileOf<kVectors, kRows - 1>(rows, left, left_row, panel, depth, y, soon, ahead);
+    }
+  }
+}
+
+// y[r, n] = left[r] . right[n] for kRows rows of left and `count` of right, all `depth` long; y's
+// rows are y_row long.
+template <int kRows>
+void Dots(const float* left, const float* right, int64_t count, int64_t depth, float* y,
+          int64_t y_row) {
+  for (int64_t n = 0; n < count; ++n, right += depth) {
+    Vector sum[kRows] = {}, more[kRows] = {};
+    int64_t k = 0;
+    for (; k + 2 * kWide <= depth; k += 2 * kWide) {
+      const Vector a = Load(right + k), b = Load(right + k + kWide);
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        sum[r] += Load(left + r * depth + k) * a;
+        more[r] += Load(left + r * depth + k + kWide) * b;
+      }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      float total = Sum(sum[r] + more[r]);
+      for (int64_t i = k; i < depth; ++i) total += left[r * depth + i] * right[i];
+      y[r * y_row + n] = total;
+    }
   }
 }
 
 // The same for any number of rows up to kRows.
 template <int kRows>
-void TileOf(int64_t rows, const float* left, int64_t left_row, const float* panel, int64_t depth,
-            float* y, const float* soon, int64_t ahead) {
+void DotsOf(int64_t rows, const float* left, const float* right, int64_t count, int64_t depth,
+            float* y, int64_t y_row) {
   if constexpr (kRows > 0) {
     if (rows == kRows) {
-      Tile<kRows>(left, left_row, panel, depth, y, soon, ahead);
+      Dots<kRows>(left, right, count, depth, y, y_row);
     } else {
-      TileOf<kRows - 1>(rows, left, left_row, panel, depth, y, soon, ahead);
+      DotsOf<kRows - 1>(rows, left, right, count, depth, y, y_row);
     }
   }
 }
 
-// to [K, kPanel] = from [count, K] transposed, for K columns of rows that are `row` long; a cache
+// to [K, kWidth] = from [count, K] transposed, for K columns of rows that are `row` long; a cache
 // line of each row at a time.
+template <int kWidth>
 void Turn(const float* from, int64_t row, int64_t count, int64_t columns, float* to) {
   constexpr int64_t kLine = 64 / sizeof(float);
   for (int64_t k = 0; k < columns; k += kLine) {
     const int64_t line = std::min(kLine, columns - k);
-    for (int64_t r = 0; r < kPanel; ++r) {
+    for (int64_t r = 0; r < kWidth; ++r) {
       for (int64_t i = 0; i < line; ++i) {
-        to[(k + i) * kPanel + r] = r < count ? from[r * row + k + i] : 0.0f;
+        to[(k + i) * kWidth + r] = r < count ? from[r * row + k + i] : 0.0f;
       }
     }
   }
@@ -92,21 +131,10 @@ ffi::Error Product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ff
   float* out = y->typed_data();
   constexpr int64_t kPiece = 24;  // rows of w in a piece of work, a multiple of kTall
 
-  if (rows == 1) {
+  if (rows <= kFew) {
     Share(pool, (outputs + kPiece - 1) / kPiece, [&](int64_t piece) {
-      const int64_t last = std::min(outputs, (piece + 1) * kPiece);
-      for (int64_t n = piece * kPiece; n < last; ++n) {
-        const float* row = right + n * depth;
-        Vector a = {}, b = {};
-        int64_t k = 0;
-        for (; k + 2 * kWide <= depth; k += 2 * kWide) {
-          a += Load(left + k) * Load(row + k);
-          b += Load(left + k + kWide) * Load(row + k + kWide);
-        }
-        float total = Sum(a + b);
-        for (; k < depth; ++k) total += left[k] * row[k];
-        out[n] = total;
-      }
+      const int64_t n = piece * kPiece, count = std::min(kPiece, outputs - n);
+      DotsOf<kFew>(rows, left, right + n * depth, count, depth, out + n, outputs);
     });
     return ffi::Error::Success();
   }
@@ -115,10 +143,13 @@ ffi::Error Product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ff
   constexpr int64_t kBlock = 256;
   const int64_t panels = (rows + kPanel - 1) / kPanel, blocks = (depth + kBlock - 1) / kBlock;
   std::unique_ptr<float[]> turned(new float[panels * depth * kPanel]);
+  auto rows_of = [&](int64_t panel) { return std::min<int64_t>(kPanel, rows - panel * kPanel); };
+  auto width_of = [&](int64_t panel) { return rows_of(panel) > kWide ? kPanel : kWide; };
   auto turn = [&](int64_t piece) {
-    const int64_t p = piece / blocks, k = piece % blocks * kBlock;
-    Turn(left + p * kPanel * depth + k, depth, std::min<int64_t>(kPanel, rows - p * kPanel),
-         std::min(kBlock, depth - k), turned.get() + (p * depth + k) * kPanel);
+    const int64_t p = piece / blocks, k = piece % blocks * kBlock, width = width_of(p);
+    (width == kPanel ? Turn<kPanel> : Turn<kWide>)(
+        left + p * kPanel * depth + k, depth, rows_of(p), std::min(kBlock, depth - k),
+        turned.get() + p * depth * kPanel + k * width);
   };
   if (rows * depth < (1 << 15)) {  // done before another thread has begun
     for (int64_t piece = 0; piece < panels * blocks; ++piece) turn(piece);
@@ -134,12 +165,13 @@ ffi::Error Product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ff
       const int64_t count = std::min<int64_t>(kTall, last - n);
       for (int64_t p = 0; p < panels; ++p) {
         const int64_t from = kTall * p / panels, to = kTall * (p + 1) / panels;
-        TileOf<kTall>(count, right + n * depth, depth, turned.get() + p * depth * kPanel, depth,
-                      part, right + (n + kTall + from) * depth, to - from);
-        const int64_t some = std::min<int64_t>(kPanel, rows - p * kPanel);
-        for (int64_t r = 0; r < some; ++r) {
+        const int64_t width = width_of(p);
+        (width == kPanel ? TileOf<2, kTall> : TileOf<1, kTall>)(
+            count, right + n * depth, depth, turned.get() + p * depth * kPanel, depth, part,
+            right + (n + kTall + from) * depth, to - from);
+        for (int64_t r = 0; r < rows_of(p); ++r) {
           float* y_row = out + (p * kPanel + r) * outputs + n;
-          for (int64_t i = 0; i < count; ++i) y_row[i] = part[i * kPanel + r];
+          for (int64_t i = 0; i < count; ++i) y_row[i] = part[i * width + r];
         }
       }
     }
