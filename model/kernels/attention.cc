@@ -15,6 +15,7 @@ namespace ffi = xla::ffi;
 namespace {
 
 using native::Exp;
+using native::Floats;
 using native::kPanel;
 using native::kWide;
 using native::Load;
@@ -24,8 +25,6 @@ using native::Vector;
 
 constexpr int64_t kBlock = 64;
 constexpr float kMasked = -1e30f;
-
-typedef std::vector<float> Floats;
 
 struct Shape {
   int64_t batch, length, heads, key_heads, dim;  // as given

@@ -15,6 +15,7 @@ namespace ffi = xla::ffi;
 namespace {
 
 using native::Exp;
+using native::Floats;
 using native::kPanel;
 using native::kTall;
 using native::kWide;
@@ -140,18 +141,20 @@ ffi::Error Product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ff
   }
 
   // Here the rows of x make the panels, turned [K, kPanel] once, and every row of w passes them.
-  constexpr int64_t kBlock = 256;
+  constexpr int64_t kBlock = 64;
   const int64_t panels = (rows + kPanel - 1) / kPanel, blocks = (depth + kBlock - 1) / kBlock;
-  std::unique_ptr<float[]> turned(new float[panels * depth * kPanel]);
+  thread_local Floats scratch;  // kept, so that it need not be made anew, and cleared, each time
+  scratch.resize(std::max<size_t>(scratch.size(), panels * depth * kPanel));
+  float* turned = scratch.data();
   auto rows_of = [&](int64_t panel) { return std::min<int64_t>(kPanel, rows - panel * kPanel); };
   auto width_of = [&](int64_t panel) { return rows_of(panel) > kWide ? kPanel : kWide; };
   auto turn = [&](int64_t piece) {
     const int64_t p = piece / blocks, k = piece % blocks * kBlock, width = width_of(p);
     (width == kPanel ? Turn<kPanel> : Turn<kWide>)(
         left + p * kPanel * depth + k, depth, rows_of(p), std::min(kBlock, depth - k),
-        turned.get() + p * depth * kPanel + k * width);
+        turned + p * depth * kPanel + k * width);
   };
-  if (rows * depth < (1 << 15)) {  // done before another thread has begun
+  if (rows * depth < (1 << 13)) {  // done before another thread has begun
     for (int64_t piece = 0; piece < panels * blocks; ++piece) turn(piece);
   } else {
     Share(pool, panels * blocks, turn);
@@ -160,14 +163,14 @@ ffi::Error Product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ff
   // them is fetched: memory is read all the time, and never waited for.
   Share(pool, (outputs + kPiece - 1) / kPiece, [&](int64_t piece) {
     const int64_t last = std::min(outputs, (piece + 1) * kPiece);
-    float part[kTall * kPanel];
+    alignas(64) float part[kTall * kPanel];
     for (int64_t n = piece * kPiece; n < last; n += kTall) {
       const int64_t count = std::min<int64_t>(kTall, last - n);
       for (int64_t p = 0; p < panels; ++p) {
         const int64_t from = kTall * p / panels, to = kTall * (p + 1) / panels;
         const int64_t width = width_of(p);
         (width == kPanel ? TileOf<2, kTall> : TileOf<1, kTall>)(
-            count, right + n * depth, depth, turned.get() + p * depth * kPanel, depth, part,
+            count, right + n * depth, depth, turned + p * depth * kPanel, depth, part,
             right + (n + kTall + from) * depth, to - from);
         for (int64_t r = 0; r < rows_of(p); ++r) {
           float* y_row = out + (p * kPanel + r) * outputs + n;
@@ -274,7 +277,7 @@ ffi::Error Attention(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> query, ffi::Buf
       std::memcpy(own_keys + to, new_keys + from, dim * sizeof(float));
       std::memcpy(own_values + to, new_values + from, dim * sizeof(float));
     }
-    std::vector<float> weight(slots + kWide);
+    Floats weight(slots + kWide);
     std::vector<int32_t> seen(slots);
     for (int64_t t = 0; t < length; ++t) {
       const int32_t segment = asked[b * length + t];

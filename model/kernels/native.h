@@ -5,11 +5,14 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <new>
 #include <thread>
+#include <vector>
 
 #include "xla/ffi/api/ffi.h"
 
@@ -27,6 +30,22 @@ constexpr int kPanel = 2 * kWide;
 
 typedef float Vector __attribute__((vector_size(kWide * sizeof(float))));
 typedef int32_t Whole __attribute__((vector_size(kWide * sizeof(int32_t))));
+
+// Numbers that begin where a cache line does: a vector that lies in two lines is read twice.
+template <typename T>
+struct Aligned {
+  typedef T value_type;
+  Aligned() = default;
+  template <typename U>
+  Aligned(const Aligned<U>&) {}
+  T* allocate(size_t count) {
+    return static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t(64)));
+  }
+  void deallocate(T* at, size_t) { ::operator delete(at, std::align_val_t(64)); }
+  bool operator==(const Aligned&) const { return true; }
+  bool operator!=(const Aligned&) const { return false; }
+};
+typedef std::vector<float, Aligned<float>> Floats;
 
 inline Vector Load(const float* at) {
   Vector v;
@@ -122,6 +141,48 @@ inline void Multiply(int64_t rows, int64_t columns, int64_t depth, const float* 
   }
 }
 
+// A helper that is done waits a moment for the next job before it goes back to XLA's pool: to wake
+// a thread that sleeps takes longer than a small product. Who has a job looks into the boxes first.
+using Job = std::function<void()>;
+struct alignas(64) Box {
+  std::atomic<Job*> job{nullptr};  // nullptr: nobody waits here
+};
+inline Box boxes[16];
+inline Job waiting;  // only its address is used: somebody waits here
+constexpr auto kMoment = std::chrono::microseconds(50);
+
+// Gives the job to a helper that waits, or returns false.
+inline bool HandOver(Job* job) {
+  for (Box& box : boxes) {
+    Job* expected = &waiting;
+    if (box.job.compare_exchange_strong(expected, job)) return true;
+  }
+  return false;
+}
+
+// The next job, or nullptr when the moment is over or no box is free.
+inline Job* NextJob() {
+  for (Box& box : boxes) {
+    Job* expected = nullptr;
+    if (!box.job.compare_exchange_strong(expected, &waiting)) continue;
+    const auto end = std::chrono::steady_clock::now() + kMoment;
+    while (box.job.load(std::memory_order_acquire) == &waiting) {
+      if (std::chrono::steady_clock::now() < end) continue;
+      expected = &waiting;
+      if (box.job.compare_exchange_strong(expected, nullptr)) return nullptr;
+    }
+    return box.job.exchange(nullptr);
+  }
+  return nullptr;
+}
+
+inline void Help(Job* job) {
+  for (; job; job = NextJob()) {
+    (*job)();
+    delete job;
+  }
+}
+
 // Runs body(0) ... body(count - 1) on this thread and on those of the pool that are free. Each
 // thread begins at a place of its own and goes on from there in order, so that what the next piece
 // reads can be fetched ahead; when its stretch is done it helps with the others. A helper that
@@ -153,7 +214,10 @@ inline void Share(xla::ffi::ThreadPool& pool, int64_t count,
       }
     }
   };
-  for (int64_t t = 1; t < threads; ++t) pool.Schedule([take, t] { take(t); });
+  for (int64_t t = 1; t < threads; ++t) {
+    Job* job = new Job([take, t] { take(t); });
+    if (!HandOver(job)) pool.Schedule([job] { Help(job); });
+  }
   take(0);
   for (int spins = 0; state->done.load(std::memory_order_acquire) < count; ++spins) {
     if (spins > 2000) std::this_thread::yield();
