@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import UserError
-from .memory import use_large_pages
+from .memory import keep_memory, use_large_pages
 from .paths import cache_dir
 
 USAGE = """\
@@ -198,6 +198,7 @@ def sample(args: list[str]) -> int:
     options = parser.parse(args)
     from .train.samples import sample_run
 
+    keep_memory()
     for text in sample_run(
         options.run,
         options.prompt or [""],
@@ -229,6 +230,7 @@ def evaluate(args: list[str]) -> int:
     from .train.evaluate import evaluate as score
     from .train.sizes import table
 
+    keep_memory()
     figures = score(
         options.run,
         options.data,

@@ -16,6 +16,7 @@ lookup at batch 1, on text that runs in a circle (greedy) and on text that never
 """
 
 import argparse
+import functools
 import statistics
 from collections.abc import Callable
 
@@ -35,22 +36,32 @@ from aludel.model import (
 )
 
 PROMPT, NEW, VOCAB = 32, 128, 4096
-ON_CPU = jax.default_backend() == "cpu"
-MODEL = DecoderConfig(
-    vocab_size=VOCAB,
-    layers=6,
-    width=384,
-    heads=6,
-    context=256,
-    norm="layernorm",
-    position="learned",
-    activation="gelu_tanh",
-    bias=True,
-    tied=True,
-    dtype="float32" if ON_CPU else "bfloat16",
-)
 WAITING, QUEUE = 32, 128
 TRIES = 3
+
+
+@functools.cache
+def on_cpu() -> bool:
+    """Whether this machine computes on a CPU. Starts JAX's threads: first `keep_memory`."""
+    return jax.default_backend() == "cpu"
+
+
+@functools.cache
+def model() -> DecoderConfig:
+    """The decoder that samples."""
+    return DecoderConfig(
+        vocab_size=VOCAB,
+        layers=6,
+        width=384,
+        heads=6,
+        context=256,
+        norm="layernorm",
+        position="learned",
+        activation="gelu_tanh",
+        bias=True,
+        tied=True,
+        dtype="float32" if on_cpu() else "bfloat16",
+    )
 
 
 def prompts_of(count: int) -> np.ndarray:
@@ -66,7 +77,7 @@ def fresh_keys() -> Callable[[], jax.Array]:
 
 def ours(params: dict, rows: int, **sampling) -> Callable[[], object]:
     """Sampling NEW tokens after `rows` prompts."""
-    sample = make_sampler(MODEL, SamplingConfig(max_tokens=NEW, **sampling))
+    sample = make_sampler(model(), SamplingConfig(max_tokens=NEW, **sampling))
     prompts, key = pad_prompts(prompts_of(rows)), fresh_keys()
     return lambda: jax.block_until_ready(sample(params, *prompts, key()))
 
@@ -78,22 +89,22 @@ def rivals(rows: int) -> dict[str, Callable[[], object]]:
 
     config = GPT2Config(
         vocab_size=VOCAB,
-        n_layer=MODEL.layers,
-        n_embd=MODEL.width,
-        n_head=MODEL.heads,
-        n_positions=MODEL.context,
+        n_layer=model().layers,
+        n_embd=model().width,
+        n_head=model().heads,
+        n_positions=model().context,
         bos_token_id=None,
         eos_token_id=None,
         attn_implementation="sdpa",
     )
-    device = "cpu" if ON_CPU else "cuda"
+    device = "cpu" if on_cpu() else "cuda"
     tokens = torch.from_numpy(prompts_of(rows)).long().to(device)
     mask = torch.ones_like(tokens)
 
     def way(cache: str, compiled: bool, threads: int) -> Callable[[], object]:
-        model = GPT2LMHeadModel(config).eval().to(device, getattr(torch, MODEL.dtype))
+        rival = GPT2LMHeadModel(config).eval().to(device, getattr(torch, model().dtype))
         if compiled:
-            model.forward = torch.compile(model.forward)
+            rival.forward = torch.compile(rival.forward)
         settings = dict(max_new_tokens=NEW, do_sample=True, top_k=0, use_cache=True)
         if cache == "static":
             settings["cache_implementation"] = "static"
@@ -101,13 +112,13 @@ def rivals(rows: int) -> dict[str, Callable[[], object]]:
         def generate() -> object:
             torch.set_num_threads(threads)
             with torch.inference_mode():
-                out = model.generate(tokens, attention_mask=mask, **settings)
+                out = rival.generate(tokens, attention_mask=mask, **settings)
             assert out.shape == (rows, PROMPT + NEW)
             return out.cpu()
 
         return generate
 
-    tries = [("dynamic", False, threads) for threads in sorted({1, cores()} if ON_CPU else {1})]
+    tries = [("dynamic", False, threads) for threads in sorted({1, cores()} if on_cpu() else {1})]
     tries += [("static", False, cores()), ("static", True, cores())]
     return {
         f"{cache} cache{', compiled' if compiled else ''}, {threads} threads": way(
@@ -152,8 +163,8 @@ def refill(params: dict, rounds: int) -> dict:
     limits = np.linspace(8, NEW, QUEUE).round().astype(np.int32)
     limits = np.random.default_rng(1).permutation(limits)
     prompts, key = prompts_of(QUEUE), fresh_keys()
-    generate = make_generator(MODEL, sampling, rows=WAITING)
-    sample = make_sampler(MODEL, sampling)
+    generate = make_generator(model(), sampling, rows=WAITING)
+    sample = make_sampler(model(), sampling)
     batches = [
         (*pad_prompts(prompts[first : first + WAITING]), limits[first : first + WAITING])
         for first in range(0, QUEUE, WAITING)
@@ -213,7 +224,7 @@ def main() -> None:
     use_large_pages()
     keep_memory()
 
-    params = init_params(MODEL, key=jax.random.key(0))
+    params = init_params(model(), key=jax.random.key(0))
     figures = {}
     for case in args.cases:
         print(f"{case}:", flush=True)
