@@ -1,6 +1,7 @@
 """The command `aludel`: parse, call one room, print. Rooms are imported when they are needed."""
 
 import argparse
+import importlib
 import importlib.util
 import os
 import shlex
@@ -20,6 +21,7 @@ usage: aludel COMMAND ...
 
   demo                       train a small decoder on the text that every machine has
   pretrain CONFIG [flags]    train on your text: --data text:PATH
+  sft CONFIG --init RUN      tune a run on conversations: --data chat:PATH
   sample RUN --prompt TEXT   let a run write
   eval RUN --data SOURCE     nats per token, perplexity, bits per byte
   info CONFIG|RUN            shapes, parameters, FLOPs, memory
@@ -88,33 +90,49 @@ def demo(args: list[str]) -> int:
 
 def pretrain(args: list[str]) -> int:
     """Train, or go on with, a run."""
-    from .configs import NAMES
+    return train("pretrain", args)
+
+
+def sft(args: list[str]) -> int:
+    """Tune a run on conversations."""
+    return train("sft", args)
+
+
+FLAGS_OF = {
+    "pretrain": "[--data SOURCE]",
+    "sft": "--init RUN [--data chat:PATH]",
+}
+
+
+def train(stage: str, args: list[str]) -> int:
+    """The command of a stage of training."""
+    from .configs import names_of
 
     if not args or args[0] in ("-h", "--help"):
-        print(
-            "usage: aludel pretrain CONFIG [--data SOURCE] [--out DIR] [--dry-run] [--FIELD VALUE]"
-        )
+        flags = f"{FLAGS_OF[stage]} [--out DIR] [--dry-run] [--FIELD VALUE]"
+        print(f"usage: aludel {stage} CONFIG {flags}")
         print("\nCONFIG is the path of a Python file that sets `config`, or one of")
-        print(textwrap.fill("  ".join(NAMES), 80, initial_indent="  ", subsequent_indent="  "))
-        print("\naludel pretrain CONFIG --help lists every field with its default and its meaning.")
+        names = "  ".join(names_of(stage))
+        print(textwrap.fill(names, 80, initial_indent="  ", subsequent_indent="  "))
+        print(f"\naludel {stage} CONFIG --help lists every field with its default and its meaning.")
         return 0
     from .train.config import with_out
     from .train.flags import parse_flags
     from .train.loop import StoppedError
-    from .train.pretrain import pretrain as train
 
     name, *flags = args
     dry = "--dry-run" in flags
     flags = [flag for flag in flags if flag != "--dry-run"]
-    config = parse_flags(find_config(name), flags, f"aludel pretrain {name}")
+    config = parse_flags(find_config(name, stage), flags, f"aludel {stage} {name}")
     config = with_out(config, Path("runs") / Path(name).stem)
     if dry:
         from .train.sizes import dry_run
 
         print("\n".join(dry_run(config)))
         return 0
+    run = importlib.import_module(f".train.{stage}", __package__)
     try:
-        print(train(config))
+        print(getattr(run, stage)(config))
         return 0
     except StoppedError as stopped:
         again = shlex.join(["aludel", *sys.argv[1:]])
@@ -123,23 +141,29 @@ def pretrain(args: list[str]) -> int:
         return AGAIN
 
 
-def find_config(name: str):
-    """The settings that a name in `configs`, or a Python file, holds."""
-    from .configs import NAMES, named
+def find_config(name: str, stage: str | None = None):
+    """The settings that a name in `configs`, or a Python file, holds; of this stage, or of any."""
+    from .configs import MODULES, named, names_of
+    from .data.files import nearest
 
-    if name in NAMES:
+    known = names_of(stage)
+    if name in known:
         return named(name)
+    for other in MODULES:
+        if name in names_of(other):
+            raise UserError(f"{name} is a config of aludel {other}, not of aludel {stage}")
     path = Path(name).expanduser()
     if path.suffix != ".py" and not path.exists():
-        from .data.files import nearest
-
-        raise UserError(f"no config {name!r}{nearest(name, NAMES)}")
-    return config_of_file(path)
+        raise UserError(f"no config {name!r}{nearest(name, known)}")
+    return config_of_file(path, stage)
 
 
-def config_of_file(path: Path):
+def config_of_file(path: Path, stage: str | None = None):
     """The variable `config` of a Python file."""
-    from .train.config import PretrainConfig
+    from .train.config import StageConfig
+    from .train.run import STAGES
+
+    wanted = STAGES[stage] if stage else StageConfig
 
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if not path.is_file() or spec is None or spec.loader is None:
@@ -154,8 +178,10 @@ def config_of_file(path: Path):
         where = f"{path}:{error.lineno}" if isinstance(error, SyntaxError) else str(path)
         raise UserError(f"{where}: cannot be run: {type(error).__name__}: {error}") from None
     config = getattr(module, "config", None)
-    if not isinstance(config, PretrainConfig):
-        raise UserError(f"{path}: sets no variable `config` that is an aludel.train.PretrainConfig")
+    if not isinstance(config, wanted):
+        raise UserError(
+            f"{path}: sets no variable `config` that is an aludel.train.config.{wanted.__name__}"
+        )
     return config
 
 
@@ -359,6 +385,7 @@ def data_check(args: list[str]) -> int:
 COMMANDS = {
     "demo": demo,
     "pretrain": pretrain,
+    "sft": sft,
     "sample": sample,
     "eval": evaluate,
     "info": info,
@@ -366,7 +393,7 @@ COMMANDS = {
 }
 
 
-COMPUTING = ("demo", "pretrain", "sample", "eval")
+COMPUTING = ("demo", "pretrain", "sft", "sample", "eval")
 
 
 def prepare() -> None:

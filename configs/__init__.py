@@ -3,38 +3,51 @@
 Each module holds `CONFIGS`, names to values; it is imported when one of its names is asked for.
 """
 
-MODULES: dict[str, tuple[str, ...]] = {
-    "demo": ("demo",),
-    "shakespeare": ("shakespeare-char", "shakespeare-char-modern"),
-    "gpt2": ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"),
-    "gpt3": (
-        "gpt3-125m",
-        "gpt3-350m",
-        "gpt3-760m",
-        "gpt3-1.3b",
-        "gpt3-2.7b",
-        "gpt3-6.7b",
-        "gpt3-13b",
-        "gpt3-175b",
-    ),
-    "llama": (
-        "llama-160m",
-        "llama-400m",
-        "llama-1b",
-        "llama2-7b",
-        "llama3-8b",
-        "llama3-70b",
-        "llama3-405b",
-    ),
+MODULES: dict[str, dict[str, tuple[str, ...]]] = {
+    "pretrain": {
+        "demo": ("demo",),
+        "shakespeare": ("shakespeare-char", "shakespeare-char-modern"),
+        "gpt2": ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"),
+        "gpt3": (
+            "gpt3-125m",
+            "gpt3-350m",
+            "gpt3-760m",
+            "gpt3-1.3b",
+            "gpt3-2.7b",
+            "gpt3-6.7b",
+            "gpt3-13b",
+            "gpt3-175b",
+        ),
+        "llama": (
+            "llama-160m",
+            "llama-400m",
+            "llama-1b",
+            "llama2-7b",
+            "llama3-8b",
+            "llama3-70b",
+            "llama3-405b",
+        ),
+    },
+    "sft": {"instruct": ("instruct-small", "instruct")},
 }
-NAMES = tuple(name for names in MODULES.values() for name in names)
+"""By stage, then by module, the names that it holds."""
+
+
+def names_of(stage: str | None = None) -> tuple[str, ...]:
+    """The names of one stage's settings, or of all."""
+    stages = MODULES.values() if stage is None else [MODULES[stage]]
+    return tuple(name for modules in stages for names in modules.values() for name in names)
+
+
+NAMES = names_of()
 
 
 def named(name: str):
     """The settings of this name; KeyError where there are none."""
     from importlib import import_module
 
-    for module, names in MODULES.items():
-        if name in names:
-            return import_module(f".{module}", __name__).CONFIGS[name]
+    for modules in MODULES.values():
+        for module, names in modules.items():
+            if name in names:
+                return import_module(f".{module}", __name__).CONFIGS[name]
     raise KeyError(name)

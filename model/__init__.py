@@ -5,9 +5,10 @@ from .choice import SamplingConfig, truncate
 from .config import DecoderConfig
 from .decoder import Cache, Decoder, make_cache
 from .execution import Execution
+from .growing import grow_vocab
 from .layout import from_stored, to_stored
 from .logprobs import TokenScores, token_scores
-from .outputs import Apply, head_of, make_apply
+from .outputs import Apply, head_of, make_apply, value_of
 from .parameters import (
     init_params,
     param_groups,
@@ -34,6 +35,7 @@ __all__ = [
     "check_mesh",
     "choose_kernel",
     "from_stored",
+    "grow_vocab",
     "head_of",
     "init_params",
     "make_apply",
@@ -50,4 +52,5 @@ __all__ = [
     "to_stored",
     "token_scores",
     "truncate",
+    "value_of",
 ]

@@ -58,6 +58,8 @@ class DecoderConfig:
     """The output head is the embedding table."""
     logit_cap: float | None = None
     """Soft cap: logits become cap * tanh(logits / cap)."""
+    scalar_head: bool = False
+    """A number for each token beside the log-probs: a reward model's score, a critic's value."""
     init_std: float | None = None
     """Deviation of initial weights, outputs of a block's halves divided by sqrt(2 layers)
     (GPT-2). None: 1 / sqrt(fan in)."""
@@ -151,6 +153,7 @@ class DecoderConfig:
         if embeddings:
             total += self.vocab_size * self.width * (1 if self.tied else 2)
             total += self.context * self.width if self.position == "learned" else 0
+            total += self.width + 1 if self.scalar_head else 0
         return total
 
     def flops_per_token(

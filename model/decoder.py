@@ -16,7 +16,7 @@ from .attention import attention
 from .config import GATED, DecoderConfig
 from .execution import DEFAULT, Execution
 from .kernels import CachedKernels, cached_kernels, write_slots
-from .layers import Norm, Projection, Table, TokenShift, activate, dropout, rotary
+from .layers import Norm, Projection, ScalarHead, Table, TokenShift, activate, dropout, rotary
 from .sharding import constrain
 
 REMAT = {
@@ -305,6 +305,8 @@ class Decoder(nn.Module):
             normal = _normal(c.init_std or c.width**-0.5)
             init = nn.initializers.zeros_init() if c.zero_init else normal
             Table(c.vocab_size, c.width, ("vocab", "embed"), init, "kernel", name="head")()
+        if c.scalar_head:  # made here, used by `outputs`
+            ScalarHead(c.width, name="scalar_head")()
         if cache is None:
             return x
         return x, Cache(layers, segments, cache.filled + length)

@@ -113,6 +113,23 @@ class Table(nn.Module):
         return self.param(self.name_of_table, init, (self.rows, self.width))
 
 
+class ScalarHead(nn.Module):
+    """(kernel [width], bias []) of a linear map to one number.
+
+    Drawn from N(0, 1 / (width + 1)), so that scores begin within about one of 0 (OpenAI's
+    lm-human-preferences; Huang et al. 2024).
+    """
+
+    width: int
+
+    @nn.compact
+    def __call__(self) -> tuple[Array, Array]:
+        draw = nn.initializers.normal((self.width + 1) ** -0.5)
+        kernel = self.param("kernel", nn.with_partitioning(draw, ("embed",)), (self.width,))
+        zero = nn.with_partitioning(nn.initializers.zeros_init(), ())
+        return kernel, self.param("bias", zero, ())
+
+
 class TokenShift(nn.Module):
     """x_t + sum_j w_j * x_{t-j}: a short causal convolution, each channel by itself.
 

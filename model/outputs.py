@@ -17,12 +17,19 @@ from .sharding import RULES
 Batch = Mapping[str, Array]
 Apply = Callable[..., dict[str, Array]]
 
-OUTPUTS = ("logp", "entropy", "logsumexp", "hidden")
+SCORES = ("logp", "entropy", "logsumexp")
+OUTPUTS = (*SCORES, "hidden", "value")
 
 
 def head_of(params: Mapping, config: DecoderConfig) -> Array:
     """The output matrix [V, width]: the embedding where they are tied."""
     return params["embed"]["table"] if config.tied else params["head"]["kernel"]
+
+
+def value_of(params: Mapping, hidden: Array) -> Array:
+    """The scalar head's number, float32 [...], of hidden states [..., width]."""
+    head = params["scalar_head"]
+    return hidden.astype(jnp.float32) @ head["kernel"] + head["bias"]
 
 
 def make_apply(
@@ -32,7 +39,8 @@ def make_apply(
 
     `apply(params, batch, want=("logp",), key=None)` returns what is wanted and no more:
     `logp` of `targets` (already shifted), `entropy`, `logsumexp`, float32 [rows, ..., time], all
-    from one vocabulary product, and `hidden` [rows, ..., time, width]. `batch` holds `tokens` and,
+    from one vocabulary product, `value`, the scalar head's number at each token, float32 of that
+    shape, and `hidden` [rows, ..., time, width]. `batch` holds `tokens` and,
     for scores, `targets`, i32[rows, ..., time]; optional `positions`, `segment_ids`,
     `temperature` [rows] and `row` [rows], a row's number in the global batch. With a key and
     `config.dropout`, noise is drawn for each row by `fold_in(key, row)`.
@@ -66,9 +74,12 @@ def make_apply(
             row_keys=row_keys,
         )
         out = {"hidden": hidden.reshape(*shape, -1)} if "hidden" in want else {}
-        if {"logp", "entropy", "logsumexp"} & set(want):
+        if "value" in want:
+            out["value"] = value_of(params, hidden).reshape(shape)
+        asked = [name for name in want if name in SCORES]
+        if asked:
             scores = _scores(hidden, params, batch, config, "entropy" in want, split)
-            out |= {name: getattr(scores, name).reshape(shape) for name in want if name != "hidden"}
+            out |= {name: getattr(scores, name).reshape(shape) for name in asked}
         return out
 
     return apply

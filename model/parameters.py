@@ -72,14 +72,14 @@ def param_shardings(config: DecoderConfig, execution: Execution, mesh: Mesh) -> 
 
 def param_groups(config: DecoderConfig, execution: Execution = DEFAULT) -> dict:
     """The group of each parameter: `matrix` (weights of blocks), `embedding` (tokens and learned
-    positions), `head` (untied), `vector` (norms and biases)."""
+    positions), `head` (untied, and the scalar one), `vector` (norms and biases)."""
     shapes = param_shapes(config, execution)
 
     def group(path, _) -> str:
         names = [entry.key for entry in path]
         if names[0] in ("embed", "position"):
             return "embedding"
-        if names[0] == "head":
+        if names[0] == "head" or names[0] == "scalar_head" and names[-1] == "kernel":
             return "head"
         return "matrix" if names[-1] == "kernel" else "vector"
 

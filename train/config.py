@@ -1,11 +1,13 @@
-"""The settings of a pretraining run, and how settings become JSON and come back."""
+"""The settings of each stage, and how settings become JSON and come back."""
 
 import dataclasses
 import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from ..data.files import nearest
 from ..errors import UserError
@@ -15,27 +17,19 @@ from .optimizer import OptimizerConfig
 
 
 @dataclass(frozen=True)
-class PretrainConfig:
-    """Everything that a pretraining run depends on. Impossible values raise `UserError`."""
+class StageConfig:
+    """What the settings of every stage have in common. Impossible values raise `UserError`."""
 
-    model: DecoderConfig = DecoderConfig()
-    """The decoder."""
     data: tuple[str, ...] = ()
-    """Sources of text: text:PATH, jsonl:PATH, tfds:NAME[:SPLIT] or an embedded corpus (python,
-    python-packages), each with =WEIGHT if it is to weigh other than 1; several are a mixture."""
-    tokenizer: str = "bpe:4096"
-    """char, byte, bpe:SIZE (trained on the training part), or a path to a tokenizer.json or a
-    GPT-2 vocab.bpe."""
-    text_field: str = "text"
-    """The field of a record (jsonl, tfds) that holds its text."""
-    decode_errors: Literal["strict", "replace"] = "strict"
-    """Bytes that are not UTF-8: refuse them, or replace and count them."""
+    """Sources, each with =WEIGHT if it is to weigh other than 1; several are a mixture. Of text:
+    text:PATH, jsonl:PATH, tfds:NAME[:SPLIT] or an embedded corpus (python, python-packages); of
+    conversations: chat:PATH; of comparisons: pairs:PATH."""
     steps: int = 1000
     """Optimiser steps in the whole run; the schedule ends with them."""
     seed: int = 0
     """Of the initial parameters, the order of the data, dropout and samples."""
     batch: int = 16
-    """Rows of `model.context` tokens in one step, over all devices."""
+    """Rows in one step, over all devices."""
     accumulation: int = 1
     """Microbatches that a step is computed in; changes memory, not results."""
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -43,9 +37,9 @@ class PretrainConfig:
     guard: GuardConfig = GuardConfig()
     """When a step is skipped."""
     loss: str = ""
-    """A loss of your own, FILE.py:NAME; empty: next-token cross-entropy."""
+    """A loss of your own, FILE.py:NAME; empty: the stage's."""
     z_loss: float = 0.0
-    """Factor of the squared log-normaliser in the loss (PaLM: 1e-4); 0: none."""
+    """Factor of the squared log-normaliser in the language-model loss (PaLM: 1e-4); 0: none."""
     mesh: MeshConfig = MeshConfig()
     """How the devices are laid out."""
     execution: Execution = Execution()
@@ -64,7 +58,8 @@ class PretrainConfig:
     sample_tokens: int = 128
     """New tokens in a sample."""
     prompts: tuple[str, ...] = ("",)
-    """Beginnings that samples go on from; an empty one begins a document."""
+    """Beginnings that samples go on from, or questions to answer; an empty one begins a document,
+    and of questions asks none."""
     tensorboard: bool = True
     """Write TensorBoard events into RUN/tensorboard."""
     profile: int = 0
@@ -73,7 +68,7 @@ class PretrainConfig:
     """The run folder; one that exists is resumed. Empty: runs/CONFIG."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "accumulation", "log_every", "sample_tokens"):
+        for name in ("batch", "accumulation", "log_every", "sample_tokens"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in (
@@ -95,26 +90,104 @@ class PretrainConfig:
             raise UserError("z_loss belongs to the built-in loss: put the term into your own")
 
     @property
-    def tokens_per_step(self) -> int:
-        """Targets in one step."""
-        return self.batch * self.model.context
+    def row_length(self) -> int:
+        """Tokens in a row."""
+        raise NotImplementedError
 
-    def resolved(self) -> "PretrainConfig":
+    @property
+    def tokens_per_step(self) -> int:
+        """Targets in one step, padding among them."""
+        return self.batch * self.row_length
+
+    def resolved(self):
         """The same settings with absolute paths, so that they mean the same from any folder."""
         loss = self.loss
         if loss:
             file, colon, name = loss.rpartition(":")
             loss = f"{absolute(file)}:{name}" if colon else loss
+        data = tuple(map(_absolute_source, self.data))
+        return dataclasses.replace(self, data=data, loss=loss)
+
+
+@dataclass(frozen=True)
+class PretrainConfig(StageConfig):
+    """Everything that a pretraining run depends on. Impossible values raise `UserError`."""
+
+    model: DecoderConfig = DecoderConfig()
+    """The decoder; rows hold `model.context` tokens."""
+    tokenizer: str = "bpe:4096"
+    """char, byte, bpe:SIZE (trained on the training part), or a path to a tokenizer.json or a
+    GPT-2 vocab.bpe."""
+    text_field: str = "text"
+    """The field of a record (jsonl, tfds) that holds its text."""
+    decode_errors: Literal["strict", "replace"] = "strict"
+    """Bytes that are not UTF-8: refuse them, or replace and count them."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps < 1:
+            raise UserError(f"steps must be at least 1, not {self.steps}")
+
+    @property
+    def row_length(self) -> int:
+        """Tokens in a row."""
+        return self.model.context
+
+    def resolved(self) -> "PretrainConfig":
+        """The same settings with absolute paths."""
         tokenizer = self.tokenizer
         if tokenizer not in ("char", "byte") and not tokenizer.startswith("bpe:"):
             tokenizer = absolute(tokenizer)
-        return dataclasses.replace(
-            self, data=tuple(map(_absolute_source, self.data)), loss=loss, tokenizer=tokenizer
-        )
+        return dataclasses.replace(super().resolved(), tokenizer=tokenizer)
 
 
+@dataclass(frozen=True)
+class FineTuneConfig(StageConfig):
+    """What the stages after pretraining have in common: they go on from a run."""
+
+    init: str = ""
+    """The run to go on from; its decoder, tokenizer and chat template are taken over."""
+    init_checkpoint: str = "best"
+    """Which of its checkpoints: newest, best (by its validation loss), or a step."""
+    epochs: float = 3.0
+    """How often the data is seen, where `steps` is 0."""
+    steps: int = 0
+    """Optimiser steps in the whole run; 0: as `epochs` says."""
+    context: int = 0
+    """Tokens in a row, 0: as many as the decoder was trained with. What is longer is cut."""
+    dropout: float = 0.0
+    """Probability of dropping an element of the embedding and of each half's output."""
+    model: Annotated[DecoderConfig, tyro.conf.Fixed] = DecoderConfig()
+    """The decoder: that of `init`, filled in when the run begins."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps < 0:
+            raise UserError(f"steps must not be negative, not {self.steps}")
+        if not self.steps and not self.epochs > 0:
+            raise UserError(f"epochs must be positive, not {self.epochs}")
+        if self.context < 0 or self.context == 1:
+            raise UserError(f"context must be 0 or at least 2, not {self.context}")
+
+    @property
+    def row_length(self) -> int:
+        """Tokens in a row."""
+        return self.context or self.model.context
+
+    def resolved(self):
+        """The same settings with absolute paths."""
+        return dataclasses.replace(super().resolved(), init=absolute(self.init))
+
+
+@dataclass(frozen=True)
+class SftConfig(FineTuneConfig):
+    """Everything that instruction tuning depends on. Impossible values raise `UserError`."""
+
+
+FILE_KINDS = ("text", "jsonl", "chat", "pairs")  # of sources that name a path
 FREE_TO_CHANGE = (
     "steps",
+    "epochs",
     "accumulation",
     "mesh",
     "execution",
@@ -132,7 +205,7 @@ FREE_TO_CHANGE = (
 """Fields that may differ when a run is resumed: none changes what is computed at a step."""
 
 
-def with_out(config: PretrainConfig, out: Path) -> PretrainConfig:
+def with_out(config: Any, out: Path) -> Any:
     """The settings with a run folder, where they name none."""
     return config if config.out else dataclasses.replace(config, out=str(out))
 
@@ -144,7 +217,7 @@ def absolute(path: str) -> str:
 
 def _absolute_source(source: str) -> str:
     kind, colon, path = source.partition(":")
-    return f"{kind}:{absolute(path)}" if colon and kind in ("text", "jsonl") else source
+    return f"{kind}:{absolute(path)}" if colon and kind in FILE_KINDS else source
 
 
 def to_json(config: Any) -> dict:

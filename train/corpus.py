@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ..data import (
+    EvalBatches,
     ReadOptions,
     Source,
     Tokenizer,
@@ -129,6 +130,13 @@ def open_corpus(
 
     train, validation = stores("train"), stores("validation")
     return Corpus(sources, unique([source.name for source in sources]), train, validation)
+
+
+def eval_batches(
+    store: TokenStore, rows: int, length: int, stride: int | None = None
+) -> EvalBatches:
+    """All of a store in batches of `rows` rows of `length` tokens, each token scored once."""
+    return EvalBatches(store, rows, length, stride)
 
 
 def unique(names: list[str]) -> tuple[str, ...]:

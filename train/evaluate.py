@@ -8,7 +8,7 @@ import jax
 
 from ..data import build_store, parse_source
 from ..model import Execution, MeshConfig, make_apply, make_mesh
-from .corpus import options_of
+from .corpus import eval_batches, options_of
 from .losses import lm_loss
 from .placing import placer
 from .records import write_json
@@ -51,7 +51,8 @@ def evaluate(
     rows = rows_at_once(mesh.size, length)
     place = placer(mesh)
     scores = [
-        score(eval_step, params, store, rows, length, place, stride=stride) for store in stores
+        score(eval_step, params, eval_batches(store, rows, length, stride), place)
+        for store in stores
     ]
     whole = sum(scores[1:], scores[0])
     sliding = stride is not None and stride < length

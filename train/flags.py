@@ -7,6 +7,7 @@ import contextlib
 import io
 import os
 import re
+import typing
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
@@ -25,7 +26,9 @@ def parse_flags(default: Config, args: Sequence[str], command: str) -> Config:
     """`default` with the fields that `args` set. Raises UserError; prints help and exits for -h."""
     import tyro
 
-    known = ["--" + name.replace("_", "-") for name in flatten(to_json(default))]
+    fixed = fixed_fields(type(default))
+    settings = [name for name in flatten(to_json(default)) if name.split(".")[0] not in fixed]
+    known = ["--" + name.replace("_", "-") for name in settings]
     args = gathered([_spelled(arg) for arg in args])
     for arg in args:
         name = arg.partition("=")[0]
@@ -41,12 +44,20 @@ def parse_flags(default: Config, args: Sequence[str], command: str) -> Config:
                 args=args,
                 prog=command,
                 description=ABOUT,
-                config=(tyro.conf.FlagConversionOff,),
+                config=(tyro.conf.FlagConversionOff, tyro.conf.SuppressFixed),
             )
     except SystemExit as leaving:
         if not leaving.code:
             raise
         raise UserError(one_line(said.getvalue())) from None
+
+
+def fixed_fields(kind: type) -> list[str]:
+    """The fields of a config that no flag sets: what a run itself fills in."""
+    import tyro
+
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return [n for n, hint in hints.items() if tyro.conf.Fixed in getattr(hint, "__metadata__", ())]
 
 
 def _spelled(arg: str) -> str:

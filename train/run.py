@@ -14,7 +14,7 @@ from ..data import Tokenizer
 from ..data.files import nearest
 from ..errors import UserError
 from .checkpoint import Checkpoints
-from .config import FREE_TO_CHANGE, PretrainConfig, difference, from_json, to_json
+from .config import FREE_TO_CHANGE, PretrainConfig, SftConfig, difference, from_json, to_json
 from .hardware import machine
 from .records import Lines, read_json, write_json, writing
 
@@ -26,7 +26,7 @@ METRICS, SAMPLES, SUMMARY, REPORT = (
     "report.html",
 )
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tokenizers", "numpy")
-STAGES = {"pretrain": PretrainConfig}
+STAGES = {"pretrain": PretrainConfig, "sft": SftConfig}
 
 
 @dataclass(frozen=True)

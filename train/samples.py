@@ -56,7 +56,7 @@ def writable(prompts: Sequence[str], tokenizer: Tokenizer, say: Callable[[str], 
 def make_writer(
     config: DecoderConfig,
     tokenizer: Tokenizer,
-    prompts: Sequence[str],
+    prompts: Sequence[np.ndarray],
     *,
     tokens: int,
     temperature: float,
@@ -65,10 +65,10 @@ def make_writer(
     stop: Sequence[int] = (),
     execution: Execution,
 ) -> Writer:
-    """`write(params, key) -> texts`, one a prompt, ended by a document's end or `stop`."""
-    ids = [first_tokens(prompt, tokenizer) for prompt in prompts]
+    """`write(params, key) -> texts`, one for each prompt of token ids, ended by a document's end
+    or `stop`."""
     if config.position == "learned":
-        longest = max(map(len, ids))
+        longest = max(map(len, prompts))
         if longest >= config.context:
             raise UserError(
                 f"a prompt of {longest} tokens leaves no room in the "
@@ -85,7 +85,7 @@ def make_writer(
     )
     sample = make_sampler(config, sampling, execution)
     # Learned positions are too few to pad with; else few lengths are to be compiled.
-    padded, mask = pad_prompts(ids, 1 if config.position == "learned" else PADDING)
+    padded, mask = pad_prompts(prompts, 1 if config.position == "learned" else PADDING)
 
     def write(params: Any, key: Array) -> list[str]:
         samples = jax.device_get(sample(params, padded, mask, key))
@@ -124,7 +124,7 @@ def sample_run(
     write = make_writer(
         config.model,
         tokenizer,
-        repeated,
+        [first_tokens(prompt, tokenizer) for prompt in repeated],
         tokens=tokens,
         temperature=temperature,
         top_k=top_k,

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..data import EvalBatches, TokenStore, prefetch
+from ..data import EvalBatches, prefetch
 
 TOKENS_AT_ONCE = 8192
 AHEAD = 2
@@ -53,23 +53,19 @@ def rows_at_once(batch: int, length: int) -> int:
 def score(
     eval_step: Callable[[Any, Any], dict],
     params: Any,
-    store: TokenStore,
-    rows: int,
-    length: int,
+    batches: EvalBatches,
     place: Callable[[dict[str, np.ndarray]], Any],
     *,
-    stride: int | None = None,
     tokens: int = 0,
     stop: Callable[[], bool] = lambda: False,
 ) -> Score:
-    """The score of a store, in windows of `length` (see EvalBatches for `stride`).
+    """The score of what the batches hold.
 
     eval_step: from `make_eval_step(lm_loss(), ...)`. tokens: score about that many, in batches
     spread evenly over the store; 0: all. stop: asked between batches; where it answers yes the
     score is of what was done until then.
     """
-    batches = EvalBatches(store, rows, length, stride)
-    chosen = spread(len(batches), tokens, rows * (stride or length))
+    chosen = spread(len(batches), tokens, -(-batches.scored_tokens // len(batches)))
     sums = deque[Any]()
     nats, counted = 0.0, 0.0
 

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import inspect
+import itertools
 import json
 import textwrap
 from importlib import import_module
@@ -15,23 +16,27 @@ from aludel.model import DecoderConfig, Execution, MeshConfig
 from aludel.train import GuardConfig, OptimizerConfig
 from aludel.train.config import (
     FREE_TO_CHANGE,
+    FineTuneConfig,
     PretrainConfig,
+    SftConfig,
+    StageConfig,
     difference,
     flatten,
     from_json,
     to_json,
 )
+from aludel.train.run import STAGES
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_named_configs_survive_json(name):
     config = named(name)
-    back = from_json(PretrainConfig, json.loads(json.dumps(to_json(config))), "config.json")
+    back = from_json(type(config), json.loads(json.dumps(to_json(config))), "config.json")
     assert back == config
 
 
 def test_every_module_lists_its_configs():
-    for module, names in MODULES.items():
+    for module, names in itertools.chain(*(stage.items() for stage in MODULES.values())):
         assert tuple(import_module(f"aludel.configs.{module}").CONFIGS) == names
 
 
@@ -41,7 +46,18 @@ def test_fewer_than_100_keys_beside_the_decoder():
 
 
 @pytest.mark.parametrize(
-    "kind", [PretrainConfig, DecoderConfig, OptimizerConfig, GuardConfig, MeshConfig, Execution]
+    "kind",
+    [
+        PretrainConfig,
+        SftConfig,
+        FineTuneConfig,
+        StageConfig,
+        DecoderConfig,
+        OptimizerConfig,
+        GuardConfig,
+        MeshConfig,
+        Execution,
+    ],
 )
 def test_each_field_says_what_it_is_for(kind):
     (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
@@ -88,7 +104,8 @@ def test_difference_names_the_first_field_that_may_not_differ():
 
 
 def test_free_fields_exist():
-    assert set(FREE_TO_CHANGE) <= {field.name for field in dataclasses.fields(PretrainConfig)}
+    fields = [field.name for kind in STAGES.values() for field in dataclasses.fields(kind)]
+    assert set(FREE_TO_CHANGE) <= set(fields)
 
 
 def test_paths_mean_the_same_from_any_folder(tmp_path, monkeypatch):
@@ -131,7 +148,7 @@ def test_ladders_have_the_published_sizes(name, millions, tolerance):
 
 
 def test_gpt3_trains_on_300_billion_tokens():
-    for name in MODULES["gpt3"]:
+    for name in MODULES["pretrain"]["gpt3"]:
         config = named(name)
         assert config.steps * config.tokens_per_step == pytest.approx(300e9, rel=1e-4)
         warm_up = config.optimizer.warmup * config.tokens_per_step
@@ -139,7 +156,7 @@ def test_gpt3_trains_on_300_billion_tokens():
 
 
 def test_shakespeare_configs_have_one_budget():
-    old, new = (named(name) for name in MODULES["shakespeare"])
+    old, new = (named(name) for name in MODULES["pretrain"]["shakespeare"])
     count = [config.model.with_vocab(65).parameters() for config in (old, new)]
     assert abs(count[1] / count[0] - 1) < 0.02
     for name in ("steps", "batch"):

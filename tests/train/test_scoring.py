@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aludel.data import TokenStore
+from aludel.data import EvalBatches, TokenStore
 from aludel.train import Term
 from aludel.train.scoring import Score, figures, rows_at_once, score, spread
 
@@ -26,7 +26,7 @@ def eval_step(params, batch):
 
 @pytest.mark.parametrize(("rows", "length", "stride"), [(4, 10, None), (3, 7, None), (4, 10, 3)])
 def test_every_token_once(rows, length, stride):
-    found = score(eval_step, None, store(), rows, length, lambda b: b, stride=stride)
+    found = score(eval_step, None, EvalBatches(store(), rows, length, stride), lambda b: b)
     assert found.tokens == 1000 and found.bytes == 1998
     assert found.nats == TOKENS[1:].sum()
     assert found.nats_per_token == pytest.approx(TOKENS[1:].mean())
@@ -40,13 +40,13 @@ def test_some_of_the_tokens_are_spread_and_keep_their_share_of_bytes():
         seen.append(int(batch["tokens"][0, 0]))
         return batch
 
-    found = score(eval_step, None, store(), 4, 10, place, tokens=200)
+    found = score(eval_step, None, EvalBatches(store(), 4, 10), place, tokens=200)
     assert found.tokens == 200 and found.bytes == pytest.approx(1998 * 0.2)
     assert seen == [int(TOKENS[at]) for at in (0, 200, 400, 600, 800)]
 
 
 def test_stop_ends_it_early():
-    found = score(eval_step, None, store(), 1, 10, lambda b: b, stop=lambda: True)
+    found = score(eval_step, None, EvalBatches(store(), 1, 10), lambda b: b, stop=lambda: True)
     assert 0 < found.tokens < 100
 
 
