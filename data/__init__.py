@@ -4,12 +4,14 @@ sources (files, TFDS data sets, embedded corpora) -> documents -> token store on
 -> batches. Nothing here keeps state: a batch is found by arithmetic, so a run resumes exactly.
 """
 
-from .batches import EvalBatches, TrainBatches
+from .batches import EvalBatches, TrainBatches, eval_batches
+from .chat_store import ChatStore, build_chats
 from .files import Document, ReadOptions
 from .prefetch import prefetch
-from .rows import RowReader
+from .reader import RowReader
 from .sources import Source, parse_source, read_documents, read_sample, source_bytes, source_digest
 from .store import TokenStore, build_store, check_store, open_store, read_meta
+from .template import JINJA, Template, with_template
 from .tokenizer import SEPARATOR, Tokenizer, UnknownCharacterError
 from .vocabulary import make_tokenizer
 
@@ -20,11 +22,16 @@ __all__ = [
     "ReadOptions",
     "RowReader",
     "Source",
+    "ChatStore",
+    "JINJA",
+    "Template",
     "TokenStore",
     "Tokenizer",
     "TrainBatches",
     "UnknownCharacterError",
+    "build_chats",
     "build_store",
+    "eval_batches",
     "check_store",
     "make_tokenizer",
     "open_store",
@@ -35,4 +42,5 @@ __all__ = [
     "read_sample",
     "source_bytes",
     "source_digest",
+    "with_template",
 ]

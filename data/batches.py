@@ -5,20 +5,35 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from ..errors import UserError
+from .chat_rows import ChatEvalBatches
+from .chat_store import ChatStore
 from .mixture import BLOCK
-from .rows import Batch, RowReader, cut_rows, empty_batch
+from .reader import RowReader, Store
+from .rows import Batch, cut_rows, empty_batch
 from .store import TokenStore
+
+
+def eval_batches(
+    store: Store, rows: int, length: int, stride: int | None = None
+) -> "EvalBatches | ChatEvalBatches":
+    """All of a store in batches of `rows` rows of `length` tokens, each token scored once; of
+    text, in windows that may overlap (see EvalBatches)."""
+    if isinstance(store, ChatStore):
+        if stride is not None:
+            raise UserError("conversations are scored whole: leave --stride out")
+        return ChatEvalBatches(store, rows, length)
+    return EvalBatches(store, rows, length, stride)
 
 
 class TrainBatches:
     """Batch i holds rows [iR, iR + R) of the endless permuted sequence of epochs.
 
-    Raises UserError for fewer than T + 1 tokens and for a batch larger than one epoch.
+    Raises UserError for too little text, and for a batch larger than one epoch.
     """
 
     def __init__(
         self,
-        stores: Sequence[TokenStore],
+        stores: Sequence[Store],
         weights: Sequence[float],
         rows: int,
         length: int,

@@ -4,14 +4,10 @@ The documents of a store, in an order permuted by the seed, are one long concate
 holds its tokens [rT, rT + T], of which the last is only a target. An epoch permutes the rows.
 """
 
-from collections.abc import Sequence
-from functools import lru_cache
-
 import numpy as np
 
 from ..errors import UserError
-from .mixture import Mixture
-from .permutation import Permutation, derive_key
+from .permutation import Permutation
 from .store import TokenStore
 
 Batch = dict[str, np.ndarray]
@@ -91,63 +87,3 @@ def empty_batch(rows: int, length: int, bounded: bool) -> Batch:
         batch["positions"] = np.tile(np.arange(length, dtype=np.int32), (rows, 1))
         batch["segment_ids"] = np.ones((rows, length), np.int32)
     return batch
-
-
-class RowReader:
-    """Rows of a mixture of stores, by number: row n is the same whatever was read before.
-
-    Raises UserError for a store with fewer than `length` + 1 tokens.
-    """
-
-    def __init__(
-        self, stores: Sequence[TokenStore], weights: Sequence[float], length: int, seed: int
-    ):
-        self._mixture = Mixture(weights, seed)
-        self._packed = [
-            PackedRows(store, length, derive_key("documents", seed, number))
-            for number, store in enumerate(stores)
-        ]
-        self._length = length
-        self._bounded = any(packed.bounded for packed in self._packed)
-        self.source_rows = tuple(packed.count for packed in self._packed)
-        """Rows in an epoch of each source."""
-        self.rows_per_epoch = sum(self.source_rows)
-        """Rows in all the sources together."""
-        self.shares = tuple(int(share) for share in self._mixture.shares)
-        """Rows of each source in every 1,000."""
-
-        @lru_cache(maxsize=64)
-        def order(source: int, epoch: int) -> Permutation:
-            key = derive_key("rows", seed, source, epoch)
-            return Permutation(self.source_rows[source], key)
-
-        self._order = order
-
-    def rows(self, numbers: np.ndarray) -> Batch:
-        """The rows of these numbers (int64 [r]): tokens, targets, loss_mask [r, T], and so on.
-
-        `positions` and `segment_ids` are there where any store has more than one document,
-        `source` int32 [r] where there is more than one store.
-        """
-        numbers = np.asarray(numbers, np.int64)
-        batch = empty_batch(len(numbers), self._length, self._bounded)
-        source, within = self._mixture.locate(numbers)
-        for number, packed in enumerate(self._packed):
-            into = np.flatnonzero(source == number)
-            if into.size:
-                packed.fill(self._in_epoch(number, within[into]), batch, into)
-        if len(self._packed) > 1:
-            batch["source"] = source.astype(np.int32)
-        return batch
-
-    def row(self, number: int) -> Batch:
-        """One row: the same arrays without their first axis."""
-        return {name: array[0] for name, array in self.rows(np.array([number])).items()}
-
-    def _in_epoch(self, source: int, within: np.ndarray) -> np.ndarray:
-        """The row of the store that is row `within` of the endless sequence of its epochs."""
-        epochs, rows = np.divmod(within, self.source_rows[source])
-        for epoch in np.unique(epochs):
-            chosen = epochs == epoch
-            rows[chosen] = self._order(source, int(epoch))(rows[chosen])
-        return rows

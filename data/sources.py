@@ -29,14 +29,15 @@ from .parts import (
 )
 
 FILE_KINDS = ("text", "jsonl")
-KINDS = (*FILE_KINDS, "tfds")
+RECORD_KINDS = ("chat", "pairs")  # conversations, comparisons
+KINDS = (*FILE_KINDS, *RECORD_KINDS, "tfds")
 
 
 @dataclass(frozen=True)
 class Source:
     """One source of documents, and its weight in a mixture."""
 
-    kind: Literal["text", "jsonl", "tfds", "corpus"]
+    kind: Literal["text", "jsonl", "chat", "pairs", "tfds", "corpus"]
     path: str
     split: str | None = None
     weight: float = 1.0
@@ -44,7 +45,7 @@ class Source:
     @property
     def name(self) -> str:
         """A short name for metrics and reports: the corpus, or the file or folder."""
-        if self.kind in FILE_KINDS:
+        if self.kind in (*FILE_KINDS, *RECORD_KINDS):
             return re.sub(r"(\.(txt|jsonl|json|gz))+$", "", Path(self.path).name) or self.path
         return self.path
 
@@ -104,12 +105,20 @@ def read_documents(
         yield from load(part).read(options)
 
 
+def check_text(source: Source) -> None:
+    """`UserError` where a source holds something else than text."""
+    if source.kind in RECORD_KINDS:
+        stage = "sft" if source.kind == "chat" else "reward"
+        raise UserError(f"{source.kind}:{source.path}: holds no text; it is for aludel {stage}")
+
+
 def read_parts(
     source: Source, split: Split, options: ReadOptions, cache: Path, whole: bool = False
 ) -> Iterator[Part]:
     """The same documents in parts, in their order. `whole`: no document is in two of them."""
     if split not in ("train", "validation", "all"):
         raise ValueError(f"split must be train, validation or all, not {split!r}")
+    check_text(source)
     if source.kind in FILE_KINDS:
         paths = expand(source.path)
         found = scan_files(paths, source.kind, options, cache)
@@ -127,6 +136,7 @@ def read_parts(
 
 def source_digest(source: Source, options: ReadOptions, cache: Path) -> str:
     """A digest of what would be read: of the files' bytes, or of the data set's records."""
+    check_text(source)
     digest = hashlib.sha256(repr((source.kind, source.split, options)).encode())
     if source.kind in FILE_KINDS:
         for found in scan_files(expand(source.path), source.kind, options, cache):

@@ -61,7 +61,8 @@ class Tokenizer:
         self.kind: Literal["char", "byte", "bpe", "other"] = _kind(config)
         self.told_loss = False
         """Whether the user has been told what this tokenizer loses."""
-        self._table = _table(self.kind, vocabulary)
+        self._table = _table(self.kind, config["model"]["vocab"])
+        self._special = {name: vocabulary[name] for name in special}
         self._words = Words(self._encode) if self.kind == "bpe" else None
 
     def encode(self, text: str) -> np.ndarray:
@@ -81,6 +82,14 @@ class Tokenizer:
             for encoding in self._encode(texts):
                 yield np.array(encoding.ids, np.int32)
 
+    def control(self, name: str) -> int | None:
+        """The id of a special token, None where there is none of that name."""
+        return self._special.get(name)
+
+    def to_json(self) -> str:
+        """The text of `tokenizer.json`."""
+        return self._library.to_str(pretty=True)
+
     def _encode(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
         return self._library.encode_batch_fast(list(texts), add_special_tokens=False)
 
@@ -98,7 +107,7 @@ class Tokenizer:
 
     def save(self, path: Path | str) -> None:
         """Writes `tokenizer.json`."""
-        Path(path).write_text(self._library.to_str(pretty=True), encoding="utf-8")
+        Path(path).write_text(self.to_json(), encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path | str) -> "Tokenizer":
@@ -114,10 +123,11 @@ class Tokenizer:
 def _kind(config: dict) -> Literal["char", "byte", "bpe", "other"]:
     """What a tokenizer.json is, by its parts."""
     model, before = config["model"], config["pre_tokenizer"] or {}
+    only_special = all(token["special"] for token in config["added_tokens"])
     if config["normalizer"] is not None:
         return "other"
     if model["type"] == "WordLevel" and before.get("type") == "Split":
-        one_each = before["pattern"] == {"Regex": r"[\s\S]"} and not config["added_tokens"]
+        one_each = before["pattern"] == {"Regex": r"[\s\S]"} and only_special
         return "char" if one_each and all(len(token) == 1 for token in model["vocab"]) else "other"
     byte_level = (
         model["type"] == "BPE"
@@ -126,7 +136,7 @@ def _kind(config: dict) -> Literal["char", "byte", "bpe", "other"]:
         and not before["add_prefix_space"]
         and (config["decoder"] or {}).get("type") == "ByteLevel"
         and set(model["vocab"]) >= ALPHABET
-        and all(token["special"] for token in config["added_tokens"])
+        and only_special
     )
     if not byte_level:
         return "other"

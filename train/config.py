@@ -1,6 +1,7 @@
 """The settings of each stage, and how settings become JSON and come back."""
 
 import dataclasses
+import math
 import types
 import typing
 from dataclasses import dataclass
@@ -176,7 +177,8 @@ class FineTuneConfig(StageConfig):
 
     def resolved(self):
         """The same settings with absolute paths."""
-        return dataclasses.replace(super().resolved(), init=absolute(self.init))
+        init = self.init and absolute(self.init)
+        return dataclasses.replace(super().resolved(), init=init)
 
 
 @dataclass(frozen=True)
@@ -203,6 +205,14 @@ FREE_TO_CHANGE = (
     "out",
 )
 """Fields that may differ when a run is resumed: none changes what is computed at a step."""
+
+
+def with_steps(config: Any, rows_per_epoch: int) -> Any:
+    """The settings with the steps that their epochs come to, where they name none."""
+    if config.steps:
+        return config
+    steps = max(1, math.ceil(config.epochs * rows_per_epoch / config.batch))
+    return dataclasses.replace(config, steps=steps)
 
 
 def with_out(config: Any, out: Path) -> Any:

@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ..data import (
-    EvalBatches,
+    ChatStore,
     ReadOptions,
     Source,
     Tokenizer,
     TokenStore,
+    build_chats,
     build_store,
     make_tokenizer,
     parse_source,
@@ -20,7 +21,7 @@ from ..data import (
 from ..data.sources import Split
 from ..errors import UserError
 from ..paths import cache_dir
-from .config import PretrainConfig
+from .config import PretrainConfig, SftConfig, StageConfig
 from .run import PROVENANCE, TOKENIZER, Run, note
 
 BPE_BYTES = 256_000_000
@@ -34,8 +35,8 @@ class Corpus:
     sources: tuple[Source, ...]
     names: tuple[str, ...]
     """Of the sources, each once."""
-    train: tuple[TokenStore, ...]
-    validation: tuple[TokenStore, ...]
+    train: tuple[TokenStore | ChatStore, ...]
+    validation: tuple[TokenStore | ChatStore, ...]
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -43,15 +44,18 @@ class Corpus:
         return tuple(source.weight for source in self.sources)
 
 
-def options_of(config: PretrainConfig) -> ReadOptions:
-    """How records become text."""
+def options_of(config: StageConfig) -> ReadOptions:
+    """How records become text; as by default in stages that read none."""
+    if not isinstance(config, PretrainConfig):
+        return ReadOptions()
     return ReadOptions(text_field=config.text_field, decode_errors=config.decode_errors)
 
 
-def sources_of(config: PretrainConfig) -> tuple[Source, ...]:
+def sources_of(config: StageConfig) -> tuple[Source, ...]:
     """The sources. Raises UserError where there are none."""
     if not config.data:
-        raise UserError("no data: name text to train on, for example --data text:my.txt")
+        example = "chat:my.jsonl" if isinstance(config, SftConfig) else "text:my.txt"
+        raise UserError(f"no data: name something to train on, for example --data {example}")
     return tuple(map(parse_source, config.data))
 
 
@@ -132,11 +136,25 @@ def open_corpus(
     return Corpus(sources, unique([source.name for source in sources]), train, validation)
 
 
-def eval_batches(
-    store: TokenStore, rows: int, length: int, stride: int | None = None
-) -> EvalBatches:
-    """All of a store in batches of `rows` rows of `length` tokens, each token scored once."""
-    return EvalBatches(store, rows, length, stride)
+def open_chats(config: SftConfig, tokenizer: Tokenizer, say: Callable[[str], None]) -> Corpus:
+    """Every source of conversations, tokenised; it is told what does not fit the rows."""
+    sources = sources_of(config)
+    for source in sources:
+        if source.kind != "chat":
+            raise UserError(f"{source.path}: is not a source of conversations; write chat:PATH")
+    stores = {
+        split: tuple(build_chats(source, split, tokenizer) for source in sources)
+        for split in ("train", "validation")
+    }
+    cut = [store.cut(config.row_length) for one in stores.values() for store in one]
+    left, right = (sum(counts) for counts in zip(*cut, strict=True))
+    if left or right:
+        say(
+            f"too long for rows of {config.row_length:,} tokens: {left:,} conversations lose their "
+            f"first turns, {right:,} the end of their last answer"
+        )
+    names = unique([source.name for source in sources])
+    return Corpus(sources, names, stores["train"], stores["validation"])
 
 
 def unique(names: list[str]) -> tuple[str, ...]:

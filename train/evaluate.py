@@ -6,9 +6,21 @@ from pathlib import Path
 
 import jax
 
-from ..data import build_store, parse_source
+from ..data import (
+    ChatStore,
+    ReadOptions,
+    Source,
+    Template,
+    Tokenizer,
+    TokenStore,
+    build_chats,
+    build_store,
+    eval_batches,
+    parse_source,
+)
+from ..data.sources import Split
 from ..model import Execution, MeshConfig, make_apply, make_mesh
-from .corpus import eval_batches, options_of
+from .corpus import options_of
 from .losses import lm_loss
 from .placing import placer
 from .records import write_json
@@ -22,7 +34,7 @@ def evaluate(
     folder: str,
     data: Sequence[str],
     *,
-    split: str = "all",
+    split: Split = "all",
     stride: int | None = None,
     checkpoint: str = "newest",
     text_field: str | None = None,
@@ -35,16 +47,17 @@ def evaluate(
     """
     run = find_run(folder)
     config = run.config()
-    model, length = config.model, config.model.context
+    model, length = config.model, config.row_length
     sources = [parse_source(source) for source in data]
+    options = options_of(config)
     if text_field is not None:
-        config = replace(config, text_field=text_field)
+        options = replace(options, text_field=text_field)
     if decode_errors is not None:
-        config = replace(config, decode_errors=decode_errors)
+        options = replace(options, decode_errors=decode_errors)
     # Parameters over all devices: what needed that to be trained needs it to be read.
     mesh, execution = make_mesh(MeshConfig(data=1, fsdp=-1)), Execution()
     tokenizer = run.tokenizer()
-    stores = [build_store(source, split, tokenizer, options_of(config)) for source in sources]
+    stores = [open_store(source, split, tokenizer, options) for source in sources]
     params, meta = load_params(run, mesh, execution, checkpoint)
     places = jax.tree.map(lambda x: x.sharding, params)
     eval_step = make_eval_step(lm_loss(), make_apply(model, execution, mesh), places)
@@ -82,3 +95,13 @@ def evaluate(
         path = Path(out).expanduser()
         write_json(path, figures)
     return figures
+
+
+def open_store(
+    source: Source, split: Split, tokenizer: Tokenizer, options: ReadOptions
+) -> TokenStore | ChatStore:
+    """A source of text or of conversations, tokenised; of these, what the assistant says counts."""
+    if source.kind == "chat":
+        Template(tokenizer)  # says so, where the run knows no conversations
+        return build_chats(source, split, tokenizer)
+    return build_store(source, split, tokenizer, options)

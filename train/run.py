@@ -19,6 +19,7 @@ from .hardware import machine
 from .records import Lines, read_json, write_json, writing
 
 CONFIG, TOKENIZER, PROVENANCE = "config.json", "tokenizer.json", "provenance.json"
+TEMPLATE = "chat_template.jinja"
 METRICS, SAMPLES, SUMMARY, REPORT = (
     "metrics.jsonl",
     "samples.jsonl",
@@ -65,6 +66,11 @@ class Run:
     def tokenizer(self) -> Tokenizer:
         """Its tokenizer."""
         return Tokenizer.load(self.path / TOKENIZER)
+
+    @property
+    def answers(self) -> bool:
+        """Whether it was trained on conversations."""
+        return (self.path / TEMPLATE).is_file()
 
     def read(self, name: str) -> dict:
         """A JSON file of the folder, or {} where it is not there."""

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from ..data import Tokenizer, UnknownCharacterError
+from ..data import Template, Tokenizer, UnknownCharacterError
 from ..errors import UserError
 from ..model import (
     DecoderConfig,
@@ -39,6 +39,11 @@ def first_tokens(prompt: str, tokenizer: Tokenizer) -> np.ndarray:
         return tokenizer.encode("\n")
     except UserError:
         return np.zeros(1, np.int32)
+
+
+def asked(question: str, template: Template) -> np.ndarray:
+    """The tokens of a question that the assistant is to answer."""
+    return template.prompt([{"role": "user", "content": question}])
 
 
 def writable(prompts: Sequence[str], tokenizer: Tokenizer, say: Callable[[str], None]) -> list[str]:
@@ -114,28 +119,36 @@ def sample_run(
     count: int,
     checkpoint: str,
 ) -> list[str]:
-    """`aludel sample`: each prompt with what the run writes after it, `count` times."""
+    """`aludel sample`: each prompt with what the run writes after it, `count` times. A run that was
+    trained on conversations answers it."""
     if count < 1:
         raise UserError(f"--count must be at least 1, not {count}")
     run = find_run(folder)
     config, tokenizer = run.config(), run.tokenizer()
     repeated = [prompt for prompt in prompts for _ in range(count)]
     execution = Execution()
+    ends = [stop_token(text, tokenizer) for text in stop]
+    if run.answers:
+        template = Template(tokenizer)
+        ids, gap = [asked(prompt, template) for prompt in repeated], "\n"
+        ends.append(template.end)
+    else:
+        ids, gap = [first_tokens(prompt, tokenizer) for prompt in repeated], ""
     write = make_writer(
         config.model,
         tokenizer,
-        [first_tokens(prompt, tokenizer) for prompt in repeated],
+        ids,
         tokens=tokens,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
-        stop=[stop_token(text, tokenizer) for text in stop],
+        stop=ends,
         execution=execution,
     )
     params, _ = load_params(run, make_mesh(MeshConfig(data=1, fsdp=-1)), execution, checkpoint)
     seed = secrets.randbelow(SEEDS) if seed is None else seed
     texts = write(params, jax.random.key(seed))
-    return [prompt + text for prompt, text in zip(repeated, texts, strict=True)]
+    return [prompt + gap + text for prompt, text in zip(repeated, texts, strict=True)]
 
 
 def stop_token(text: str, tokenizer: Tokenizer) -> int:

@@ -1,12 +1,15 @@
 """What a configuration amounts to: parameters, FLOPs, memory, time."""
 
 import dataclasses
+from typing import Any
 
 from flax.traverse_util import flatten_dict
 
+from ..data import TrainBatches
 from ..model import DecoderConfig, Execution, check_mesh, make_mesh, param_shapes
-from .config import PretrainConfig, flatten, to_json
-from .corpus import sources_of, tokenizer_of, with_vocabulary
+from .config import FineTuneConfig, StageConfig, flatten, to_json, with_steps
+from .corpus import open_chats, sources_of, tokenizer_of, with_vocabulary
+from .finetune import settled
 from .hardware import describe, peak_flops
 from .optimizer import OptimizerConfig
 from .progress import duration
@@ -18,7 +21,7 @@ ACCELERATOR_UTILIZATION = 0.4
 
 
 def expected_seconds(
-    config: PretrainConfig, steps: int, devices: list, peak: float | None
+    config: StageConfig, steps: int, devices: list, peak: float | None
 ) -> float | None:
     """Seconds that `steps` should take; None where the devices' peak is not known."""
     if peak is None:
@@ -78,20 +81,23 @@ def model_rows(model: DecoderConfig) -> list[tuple[str, str]]:
     ]
 
 
-def training_rows(config: PretrainConfig) -> list[tuple[str, str]]:
+def training_rows(config: Any) -> list[tuple[str, str]]:
     """The run's figures."""
     model, tokens = config.model, config.tokens_per_step
     total = tokens * config.steps
     parameters = 4 * model.parameters()
     state = 2 * parameters + optimizer_bytes(model, config.optimizer)
+    rows = [("batch", f"{config.batch:,} rows, {tokens:,} tokens")]
+    if config.steps:
+        whole = total * model.flops_per_token(convention="attention")
+        rows += [
+            ("steps", f"{config.steps:,}, {engineering(total)} tokens in all"),
+            ("FLOPs", f"{total * model.flops_per_token():.3g} (6N), {whole:.3g} (with attention)"),
+        ]
+    else:
+        rows.append(("steps", f"as many as {config.epochs:g} epochs take"))
     return [
-        ("batch", f"{config.batch:,} rows, {tokens:,} tokens"),
-        ("steps", f"{config.steps:,}, {engineering(total)} tokens in all"),
-        (
-            "FLOPs",
-            f"{total * model.flops_per_token():.3g} (6N), "
-            f"{total * model.flops_per_token(convention='attention'):.3g} (with attention)",
-        ),
+        *rows,
         (
             "memory",
             f"parameters {size(parameters)}, gradients {size(parameters)}, optimiser "
@@ -113,8 +119,11 @@ def shape_rows(model: DecoderConfig) -> list[tuple[str, str]]:
     ]
 
 
-def with_expected_vocabulary(config: PretrainConfig) -> PretrainConfig:
-    """The settings with the vocabulary that training would find: of bpe:SIZE, SIZE at most."""
+def with_expected_model(config: Any) -> Any:
+    """The settings with the decoder that training would find: that of the run it begins with,
+    where it is named; else with the vocabulary, of bpe:SIZE SIZE at most."""
+    if isinstance(config, FineTuneConfig):
+        return settled(config)[0] if config.init else config
     if config.model.vocab_size:
         return config
     kind, _, count = config.tokenizer.partition(":")
@@ -126,10 +135,22 @@ def with_expected_vocabulary(config: PretrainConfig) -> PretrainConfig:
     return with_vocabulary(config, tokenizer_of(config, None))
 
 
-def dry_run(config: PretrainConfig) -> list[str]:
+def with_expected_steps(config: FineTuneConfig) -> Any:
+    """The settings with the steps that their epochs come to: the data is read for it."""
+    config, tokenizer = settled(config)
+    corpus = open_chats(config, tokenizer, lambda line: None)
+    batches = TrainBatches(
+        corpus.train, corpus.weights, config.batch, config.row_length, config.seed
+    )
+    return with_steps(config, batches.rows_per_epoch)
+
+
+def dry_run(config: StageConfig) -> list[str]:
     """What training would do: settings, sizes, time. Trains nothing."""
-    config = with_expected_vocabulary(config.resolved())
+    config = with_expected_model(config.resolved())
     sources_of(config)
+    if not config.steps:
+        config = with_expected_steps(config)
     mesh = make_mesh(config.mesh)
     check_mesh(config.model.heads, config.batch // config.accumulation, mesh)
     devices = list(mesh.devices.flat)
@@ -142,9 +163,13 @@ def dry_run(config: PretrainConfig) -> list[str]:
     return [*table(settings), "", *table(rows), "", "dry run: nothing was trained"]
 
 
-def describe_config(config: PretrainConfig) -> list[str]:
+def describe_config(config: StageConfig) -> list[str]:
     """`aludel info CONFIG`."""
-    config = with_expected_vocabulary(config)
+    if isinstance(config, FineTuneConfig) and not config.init:
+        settings = flatten(to_json(config))
+        own = [(name, str(x)) for name, x in settings.items() if not name.startswith("model.")]
+        return [*table(own), "", "the decoder is that of the run named with --init"]
+    config = with_expected_model(config)
     rows = [*model_rows(config.model), *training_rows(config)]
     return [*table(rows), "", *table(shape_rows(config.model))]
 

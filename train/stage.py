@@ -4,8 +4,6 @@ Pretraining and the stages after it differ in where the decoder, the tokenizer a
 from; that is a `Stage`. All else is the same.
 """
 
-import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +13,14 @@ import jax
 from jax import Array
 from jax.sharding import Mesh
 
-from ..data import Tokenizer, TrainBatches
+from ..data import Tokenizer, TrainBatches, eval_batches
 from ..errors import UserError
 from ..memory import keep_memory
 from ..model import check_mesh, make_apply, make_mesh, replicated
 from .check import check_loss
 from .checkpoint import Say
-from .config import StageConfig
-from .corpus import Corpus, check_tokenizer, eval_batches
+from .config import StageConfig, with_steps
+from .corpus import Corpus, check_tokenizer
 from .events import Events
 from .hardware import describe, peak_flops
 from .journal import Journal
@@ -84,14 +82,6 @@ def run_stage(stage: Stage, config: StageConfig) -> Path:
         return _run(stage, config.resolved(), signals)
 
 
-def with_steps(config: Any, batches: TrainBatches) -> Any:
-    """The settings with the steps that their epochs come to, where they name none."""
-    if config.steps:
-        return config
-    steps = max(1, math.ceil(config.epochs * batches.rows_per_epoch / config.batch))
-    return dataclasses.replace(config, steps=steps)
-
-
 def _run(stage: Stage, config: Any, signals: Signals) -> Path:
     display = make_display()
     say = display.note
@@ -105,7 +95,7 @@ def _run(stage: Stage, config: Any, signals: Signals) -> Path:
     corpus = stage.open(config, tokenizer, say)
     model, length = config.model, config.row_length
     batches = TrainBatches(corpus.train, corpus.weights, config.batch, length, config.seed)
-    config = with_steps(config, batches)
+    config = with_steps(config, batches.rows_per_epoch)
     for store, name in zip(corpus.train, corpus.names, strict=True):
         if store.replaced:
             say(f"{name}: {store.replaced:,} undecodable pieces replaced by U+FFFD")

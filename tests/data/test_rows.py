@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aludel.data.permutation import Permutation, derive_key
-from aludel.data.rows import RowReader
+from aludel.data.reader import RowReader
 from aludel.errors import UserError
 
 SEPARATOR = 999

@@ -1,0 +1,66 @@
+"""How the stages after pretraining begin: with another run's decoder, tokenizer and parameters."""
+
+import dataclasses
+from typing import Any
+
+from jax import Array
+from jax.sharding import Mesh
+
+from ..data import Tokenizer, with_template
+from ..errors import UserError
+from ..model import DecoderConfig, grow_vocab
+from .checkpoint import Say
+from .config import FineTuneConfig
+from .restore import load_params
+from .run import Run, find_run
+from .step import stream
+
+
+def settle_on(config: FineTuneConfig, run: Run, say: Say) -> tuple[Any, Tokenizer]:
+    """The settings with the decoder of the run that they begin with, and its tokenizer with the
+    tokens of the chat template; when resumed, those of the run itself."""
+    say(f"preparing: {', '.join(config.data)}; from {config.init}")
+    if run.exists:
+        tokenizer, model = run.tokenizer(), run.config().model
+        model = dataclasses.replace(model, dropout=config.dropout)
+        return dataclasses.replace(config, model=model), tokenizer
+    return settled(config)
+
+
+def settled(config: Any) -> tuple[Any, Tokenizer]:
+    """The same of a run that begins."""
+    parent = parent_of(config)
+    tokenizer = with_template(parent.tokenizer())
+    return with_decoder(config, parent.config().model, tokenizer), tokenizer
+
+
+def parent_of(config: FineTuneConfig) -> Run:
+    """The run that the settings begin with. Raises UserError where there is none."""
+    if not config.init:
+        raise UserError("no run to go on from: name one with --init RUN")
+    return find_run(config.init)
+
+
+def with_decoder(config: Any, model: DecoderConfig, tokenizer: Tokenizer) -> Any:
+    """The settings with this decoder, as it will be trained."""
+    if model.position == "learned" and config.context > model.context:
+        raise UserError(
+            f"context = {config.context} is more than the {model.context} positions that the "
+            "decoder has learned; make it smaller"
+        )
+    model = dataclasses.replace(
+        model,
+        vocab_size=max(model.vocab_size, tokenizer.vocab_size),
+        dropout=config.dropout,
+    )
+    return dataclasses.replace(config, model=model)
+
+
+def begin_from(config: FineTuneConfig, mesh: Mesh, key: Array) -> tuple[Any, str]:
+    """(parameters of the run that the settings name, grown to the vocabulary; which they are)."""
+    parent = parent_of(config)
+    old, execution = parent.config().model, config.execution
+    params, meta = load_params(parent, mesh, execution, config.init_checkpoint)
+    size = config.model.vocab_size
+    params = grow_vocab(params, old, size, stream(key, "vocabulary"), execution, mesh)
+    return params, f"{parent.path} at step {meta['step']:,}"
