@@ -13,6 +13,7 @@ PACKAGES = [
     "aludel.model.kernels",
     "aludel.data",
     "aludel.train",
+    "aludel.rlhf",
     "aludel.configs",
 ]
 ROOT_MODULES = {"__init__", "cli", "errors", "memory", "paths"}

@@ -20,7 +20,7 @@ from ..model import batch_sharding, replicated
 from .guard import GuardConfig, GuardState, init_guard, judge
 from .terms import Loss, Term, by_source, checked, inverse, mean, scales_of, total
 
-Batch = Mapping[str, Array]
+Batch = Mapping[str, Any]  # arrays, or a batch of another kind: its rows go along
 Metrics = dict[str, Array]
 LossAndGrads = Callable[[Any, Batch, Array], tuple[Array, Any, dict[str, Term]]]
 GUARD = GuardConfig()
@@ -123,20 +123,19 @@ def make_loss_and_grads(
         return value, _like(grads, param_shardings), terms
 
     def loss_and_grads(params: Any, batch: Batch, key: Array | None):
-        rows = next(iter(batch.values())).shape[0]
+        rows = jax.tree.leaves(batch)[0].shape[0]
         _check_split(rows, accumulation, mesh)
         batch = {**batch, "row": jnp.arange(rows, dtype=jnp.int32)}
         if accumulation == 1:
             return differentiate(params, batch, key, None)
         factors = weigh(params, batch, key)
-        strided = {
-            name: x.reshape(rows // accumulation, accumulation, *x.shape[1:])
-            for name, x in batch.items()
-        }
+        strided = jax.tree.map(
+            lambda x: x.reshape(rows // accumulation, accumulation, *x.shape[1:]), batch
+        )
 
         def visit(carry, number):
             value, grads = carry
-            micro = {name: x[:, number] for name, x in strided.items()}
+            micro = jax.tree.map(lambda x: x[:, number], strided)
             if mesh is not None:
                 micro = jax.lax.with_sharding_constraint(micro, batch_sharding(mesh))
             more, more_grads, terms = differentiate(params, micro, key, factors)
@@ -261,7 +260,7 @@ def make_eval_step(
     """
 
     def eval_step(params: Any, batch: Batch) -> dict[str, Term]:
-        rows = next(iter(batch.values())).shape[0]
+        rows = jax.tree.leaves(batch)[0].shape[0]
         batch = {**batch, "row": jnp.arange(rows, dtype=jnp.int32)}
         terms = checked(loss, loss(apply, params, batch, None), rows)
         return {name: total(term) for name, term in terms.items()}

@@ -1,0 +1,124 @@
+"""PPO: the clipped loss of the policy, that of the critic, and both in one step with pretraining.
+
+Schulman et al. 2017; Ziegler et al. 2019; Ouyang et al. 2022 (PPO-ptx).
+"""
+
+import jax.numpy as jnp
+from jax import Array
+
+from ..train import Loss, Term, objective, sum_rows
+from .masked import masked_mean
+from .policy import Aggregation, PerToken, aggregate
+
+LONGEST = 20.0  # of a log-ratio: its exponential stays finite
+CLIP, VALUE_CLIP, VALUE_SCALE = 0.2, 0.2, 0.1
+AT_ANY_TOKEN, IN_THE_MEAN = 1e-4, 1e-5
+
+
+def clipped(clip: float = CLIP) -> PerToken:
+    """max(-A rho, -A clip(rho, 1 - clip, 1 + clip)) with rho = exp(logp - old_logp).
+
+    The batch holds `old_logp` and `advantages`. Metrics: `approximate_kl`, half the squared
+    log-ratio; `clip_fraction`; `ratio` and `ratio_squared`, from which its variance follows.
+    """
+
+    def per_token(out, batch):
+        log_ratio = out["logp"] - batch["old_logp"]
+        ratio = jnp.exp(jnp.clip(log_ratio, -LONGEST, LONGEST))
+        advantage = batch["advantages"]
+        loss = jnp.maximum(-advantage * ratio, -advantage * jnp.clip(ratio, 1.0 - clip, 1.0 + clip))
+        metrics = {
+            "approximate_kl": 0.5 * jnp.square(log_ratio),
+            "clip_fraction": (jnp.abs(ratio - 1.0) > clip).astype(jnp.float32),
+            "ratio": ratio,
+            "ratio_squared": jnp.square(ratio),
+        }
+        if "entropy" in out:
+            metrics["entropy"] = out["entropy"]
+        return loss, metrics
+
+    return per_token
+
+
+def clipped_value(value: Array, old_value: Array, returns: Array, clip: float) -> Array:
+    """max((V - G)^2, (V_old + clip(V - V_old) - G)^2) / 2, of each token."""
+    near = old_value + jnp.clip(value - old_value, -clip, clip)
+    return 0.5 * jnp.maximum(jnp.square(value - returns), jnp.square(near - returns))
+
+
+def ppo_loss(
+    how: Aggregation = "token",
+    clip: float = CLIP,
+    value_clip: float = VALUE_CLIP,
+    value_scale: float = VALUE_SCALE,
+    ptx: float = 0.0,
+) -> Loss:
+    """One loss of two networks: `apply` and `params` are mappings with `policy` and `critic`.
+
+    The batch holds what `clipped` needs, and `old_values` and `returns` [rows, time]. With ptx > 0
+    it also holds `ptx`, a batch of pretraining rows [rows, k, time], whose next-token loss enters
+    with that factor (InstructGPT: 27.8, with eight of them to a response).
+    """
+    per_token = clipped(clip)
+
+    @objective(surrogate=True, policy=1.0, value=value_scale, **({"ptx": ptx} if ptx else {}))
+    def loss(apply, params, batch, key):
+        mask = batch["loss_mask"]
+        out = apply["policy"](params["policy"], batch, want=("logp", "entropy"), key=key)
+        values, metrics = per_token(out, batch)
+        critic = apply["critic"](params["critic"], batch, want=("value",), key=key)["value"]
+        error = clipped_value(critic, batch["old_values"], batch["returns"], value_clip)
+        terms = {"policy": aggregate(values, mask, how), "value": aggregate(error, mask)}
+        terms |= {name: aggregate(x, mask) for name, x in metrics.items()}
+        if ptx:
+            text = {**batch["ptx"], "row": batch["row"]}
+            logp = apply["policy"](params["policy"], text, want=("logp",), key=key)["logp"]
+            counts = text["loss_mask"]
+            terms["ptx"] = Term(
+                sum_rows(jnp.where(counts > 0, -logp, 0.0)),
+                sum_rows(counts > 0),
+            )
+        return terms
+
+    return loss
+
+
+class BrokenInvariantError(AssertionError):
+    """What the update would start from is not what was sampled; the text says how."""
+
+
+def check_first(
+    logp: Array,
+    old_logp: Array,
+    advantages: Array,
+    mask: Array,
+    at_any_token: float = AT_ANY_TOKEN,
+    in_the_mean: float = IN_THE_MEAN,
+) -> None:
+    """Before a batch's first update, over all of it: the log-probs are the sampler's, so the ratio
+    is 1, approximate KL and clip fraction are 0, and the loss of whitened advantages is about 0.
+
+    All [B, T]. The bounds are float32's. Raises BrokenInvariantError: temperature, dropout,
+    padding or keys differ between sampling and training.
+    """
+    difference = jnp.where(mask > 0, jnp.abs(logp - old_logp), 0.0)
+    worst, mean = float(difference.max()), float(masked_mean(difference, mask))
+    if not (worst <= at_any_token and mean <= in_the_mean):
+        row, place = jnp.unravel_index(jnp.argmax(difference), difference.shape)
+        raise BrokenInvariantError(
+            f"log-probs of the update differ from the sampler's by {mean:.2g} in the mean (allowed "
+            f"{in_the_mean:.0e}) and by {worst:.2g} at row {int(row)}, token {int(place)} (allowed "
+            f"{at_any_token:.0e}): temperature, padding, dropout or the parameters are not those "
+            "of the sampling"
+        )
+    loss, metrics = clipped()({"logp": logp}, {"old_logp": old_logp, "advantages": advantages})
+    scale = float(masked_mean(jnp.abs(advantages), mask))
+    for name, value, bound in (
+        ("clip fraction", masked_mean(metrics["clip_fraction"], mask), 0.0),
+        ("policy loss", jnp.abs(masked_mean(loss, mask)), 1e-3 * max(scale, 1.0)),
+    ):
+        if float(value) > bound:
+            raise BrokenInvariantError(
+                f"the {name} is {float(value):.2g} before the first update, and should be 0: the "
+                "advantages are not whitened over this batch"
+            )
