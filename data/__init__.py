@@ -6,6 +6,7 @@ sources (files, TFDS data sets, embedded corpora) -> documents -> token store on
 
 from .batches import EvalBatches, TrainBatches, eval_batches
 from .chat_store import ChatStore, build_chats
+from .comparison_store import ComparisonEvalBatches, ComparisonStore, build_comparisons
 from .files import Document, ReadOptions
 from .prefetch import prefetch
 from .reader import RowReader
@@ -23,6 +24,8 @@ __all__ = [
     "RowReader",
     "Source",
     "ChatStore",
+    "ComparisonEvalBatches",
+    "ComparisonStore",
     "JINJA",
     "Template",
     "TokenStore",
@@ -30,6 +33,7 @@ __all__ = [
     "TrainBatches",
     "UnknownCharacterError",
     "build_chats",
+    "build_comparisons",
     "build_store",
     "eval_batches",
     "check_store",

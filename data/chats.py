@@ -40,7 +40,7 @@ def check_messages(messages: Any, where: str, answered: bool = True) -> list[Mes
         role = message["role"]
         if role not in ROLES:
             raise UserError(f"{which}: unknown role {role!r}{nearest(str(role), ROLES)}")
-        out.append({"role": role, "content": _text(message, "content", which)})
+        out.append({"role": role, "content": text_of(message, "content", which)})
     _check_order([message["role"] for message in out], where, answered)
     return out
 
@@ -64,15 +64,15 @@ def _check_order(roles: list[str], where: str, answered: bool) -> None:
 
 
 def _instruction(record: dict, where: str) -> list[Message]:
-    question = _text(record, "instruction", where)
-    more = _text(record, "input", where) if record.get("input") else ""
+    question = text_of(record, "instruction", where)
+    more = text_of(record, "input", where) if record.get("input") else ""
     return [
         {"role": USER, "content": f"{question}\n\n{more}" if more else question},
-        {"role": ASSISTANT, "content": _text(record, "output", where)},
+        {"role": ASSISTANT, "content": text_of(record, "output", where)},
     ]
 
 
-def _text(record: dict, field: str, where: str) -> str:
+def text_of(record: dict, field: str, where: str) -> str:
     """A field that must be there and hold Unicode text."""
     if field not in record:
         raise UserError(f"{where}: no field {field!r}{nearest(field, record)}")

@@ -1,25 +1,42 @@
-"""Rows of a mixture of text or of conversations, by their number."""
+"""Rows of a mixture of text, of conversations or of comparisons, by their number."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
 
 from .chat_rows import ChatRows
 from .chat_store import ChatStore
+from .comparison_store import ComparisonRows, ComparisonStore
 from .mixture import Mixture
 from .permutation import Permutation, derive_key
 from .rows import Batch, PackedRows, empty_batch
 from .store import TokenStore
 
-Store = TokenStore | ChatStore
+Store = TokenStore | ChatStore | ComparisonStore
+Rows = PackedRows | ChatRows | ComparisonRows
 
 
-def rows_of(store: Store, length: int, key: int) -> PackedRows | ChatRows:
-    """The rows of `length` tokens that a store comes to. Raises UserError for text of fewer than
-    `length` + 1 tokens, and for a conversation that cannot be made to fit."""
-    kind = ChatRows if isinstance(store, ChatStore) else PackedRows
-    return kind(store, length, key)
+def packed_rows(
+    stores: Sequence[Store], length: int, seed: int
+) -> tuple[list[Rows], Callable[[int], Batch]]:
+    """(the rows of `length` tokens that each store comes to, what makes room for so many).
+
+    Raises UserError for text of fewer than `length` + 1 tokens, and for a conversation or a
+    comparison that cannot be made to fit.
+    """
+    if isinstance(stores[0], ComparisonStore):
+        most = max(store.most for store in stores)
+        compared = [ComparisonRows(store, length, most) for store in stores]
+        return compared, compared[0].empty
+    packed = [
+        (ChatRows if isinstance(store, ChatStore) else PackedRows)(
+            store, length, derive_key("documents", seed, number)
+        )
+        for number, store in enumerate(stores)
+    ]
+    bounded = any(rows.bounded for rows in packed)
+    return packed, lambda rows: empty_batch(rows, length, bounded)
 
 
 class RowReader:
@@ -30,12 +47,7 @@ class RowReader:
 
     def __init__(self, stores: Sequence[Store], weights: Sequence[float], length: int, seed: int):
         self._mixture = Mixture(weights, seed)
-        self._packed = [
-            rows_of(store, length, derive_key("documents", seed, number))
-            for number, store in enumerate(stores)
-        ]
-        self._length = length
-        self._bounded = any(packed.bounded for packed in self._packed)
+        self._packed, self._empty = packed_rows(stores, length, seed)
         self.source_rows = tuple(packed.count for packed in self._packed)
         """Rows in an epoch of each source."""
         self.rows_per_epoch = sum(self.source_rows)
@@ -51,13 +63,14 @@ class RowReader:
         self._order = order
 
     def rows(self, numbers: np.ndarray) -> Batch:
-        """The rows of these numbers (int64 [r]): tokens, targets, loss_mask [r, T], and so on.
+        """The rows of these numbers (int64 [r]).
 
-        `positions` and `segment_ids` are there where any store has more than one document,
-        `source` int32 [r] where there is more than one store.
+        Of text and conversations: tokens, targets, loss_mask [r, T], and `positions` and
+        `segment_ids` where any store has more than one document. Of comparisons: what
+        `ComparisonRows` says. `source` int32 [r] where there is more than one store.
         """
         numbers = np.asarray(numbers, np.int64)
-        batch = empty_batch(len(numbers), self._length, self._bounded)
+        batch = self._empty(len(numbers))
         source, within = self._mixture.locate(numbers)
         for number, packed in enumerate(self._packed):
             into = np.flatnonzero(source == number)

@@ -92,7 +92,18 @@ class Template:
         return own & (turn >= 0) & ~begins
 
     def fit(self, ids: np.ndarray, most: int, room: int = 1) -> Fitted | None:
-        """The conversation in at most `most` tokens.
+        """The conversation in at most `most` tokens (see `cut`), None where there is no way."""
+        if len(ids) <= most:
+            return Fitted(ids, False, False)
+        places = self.cut(ids, most, room)
+        if places is None:
+            return None
+        head, begin = places
+        kept = np.concatenate([ids[:head], ids[begin:]])
+        return Fitted(kept[:most], begin > head, len(kept) > most)
+
+    def cut(self, ids: np.ndarray, most: int, room: int = 1) -> tuple[int, int] | None:
+        """(head, begin): ids[:head] and ids[begin:], cut off at `most`, are what is kept.
 
         It loses turns from the left, from one of the user's to the next, as many as it must; the
         system's message stays so long as it fits beside the last turn. What still does not fit
@@ -100,21 +111,17 @@ class Template:
         assistant's are kept behind the prompt. None where the user's last turn leaves no room.
         A conversation without an answer (a prompt) has to fit as it is.
         """
-        if len(ids) <= most:
-            return Fitted(ids, False, False)
         at = np.flatnonzero(np.isin(ids, self._begins))
         roles = ids[at]
         users = at[roles == self._roles[USER]]
         answers = at[roles == self._roles[ASSISTANT]]
         start = int(at[0])
         system = int(at[1]) if roles[0] == self._roles[SYSTEM] else start
-        for head in (ids[:system], ids[:start]):
-            for user in users:
-                if len(head) + len(ids) - user <= most:
-                    kept = np.concatenate([head, ids[user:]])
-                    return Fitted(kept, True, False)
-            last = users[users < answers[-1]][-1]
-            if len(head) + answers[-1] + 1 - last + room <= most:
-                kept = np.concatenate([head, ids[last:]])
-                return Fitted(kept[:most], last > users[0] or len(head) < system, True)
+        for head in (system, start):
+            for user in users.tolist():
+                if head + len(ids) - user <= most:
+                    return head, user
+            last = int(users[users < answers[-1]][-1])
+            if head + answers[-1] + 1 - last + room <= most:
+                return head, last
         return None

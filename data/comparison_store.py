@@ -1,0 +1,171 @@
+"""Comparisons as token ids, and their rows: one comparison a row, one completion a line of it."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from ..errors import UserError
+from .comparisons import Comparison, read_comparisons
+from .parts import Split
+from .records import in_validation
+from .rows import Batch
+from .sources import Source
+from .template import Template
+from .tokenizer import Tokenizer
+
+MISSING = -1
+
+
+@dataclass(frozen=True, eq=False)
+class ComparisonStore:
+    """The comparisons of a source, tokenised."""
+
+    template: Template
+    ids: tuple[tuple[np.ndarray, ...], ...]
+    """Of each comparison, the whole conversation with each of its completions."""
+    ranks: tuple[tuple[int, ...], ...]
+    margins: tuple[list[list[float]] | None, ...]
+    where: tuple[str, ...]
+    """File and line of each."""
+    replaced: int = 0
+
+    @property
+    def documents(self) -> int:
+        """How many comparisons."""
+        return len(self.ids)
+
+    @property
+    def most(self) -> int:
+        """The most completions that one has."""
+        return max(map(len, self.ids))
+
+    @cached_property
+    def tokens(self) -> np.ndarray:
+        """All of it, one completion after another."""
+        return np.concatenate([ids for several in self.ids for ids in several])
+
+    @cached_property
+    def digest(self) -> str:
+        """Of what is trained on."""
+        lengths = [list(map(len, several)) for several in self.ids]
+        about = json.dumps([lengths, self.ranks, self.margins])
+        return hashlib.sha256(self.tokens.tobytes() + about.encode()).hexdigest()
+
+    def fitted(self, length: int) -> tuple["ComparisonStore", int]:
+        """(the same in at most `length` tokens a completion, how many comparisons were cut)."""
+        fitted, cut = [], 0
+        for several, where in zip(self.ids, self.where, strict=True):
+            kept = fit_alike(self.template, several, length, where)
+            cut += kept is not several
+            fitted.append(kept)
+        store = ComparisonStore(self.template, tuple(fitted), self.ranks, self.margins, self.where)
+        return store, cut
+
+
+def fit_alike(
+    template: Template, several: tuple[np.ndarray, ...], length: int, where: str
+) -> tuple[np.ndarray, ...]:
+    """Completions of one prompt in at most `length` tokens: the prompt loses the same turns in
+    all of them, as the longest must, and what is still too long is cut at its end."""
+    longest = max(several, key=len)
+    if len(longest) <= length:
+        return several
+    places = template.cut(longest, length)
+    out = []
+    for ids in several:
+        here = places
+        if places and not np.array_equal(ids[: places[1]], longest[: places[1]]):
+            here = (0, 0) if len(ids) <= length else template.cut(ids, length)  # its own prompt
+        if here is None:
+            raise UserError(
+                f"{where}: the user's last turn leaves no room for an answer in {length} tokens; "
+                "make the rows (context) longer, or leave the record out"
+            )
+        head, begin = here
+        out.append(np.concatenate([ids[:head], ids[begin:]])[:length])
+    return tuple(out)
+
+
+def build_comparisons(source: Source, split: Split, tokenizer: Tokenizer) -> ComparisonStore:
+    """The comparisons of one part of a source. The tokenizer must have the control tokens.
+
+    Raises UserError for what cannot be read, and for a part without a comparison.
+    """
+    template = Template(tokenizer)
+    found = list(read_comparisons(source.path))
+    if not found:
+        raise UserError(f"{source.path}: no record in it")
+    chosen = [
+        one
+        for number, one in enumerate(found)
+        if split == "all"
+        or in_validation(number, len(found), json.dumps(one.chats)) == (split == "validation")
+    ]
+    if not chosen:
+        raise UserError(f"{source.path}: the {split} part is empty: give two records or more")
+    return _tokenised(chosen, template)
+
+
+def _tokenised(found: list[Comparison], template: Template) -> ComparisonStore:
+    return ComparisonStore(
+        template,
+        tuple(tuple(map(template.ids, one.chats)) for one in found),
+        tuple(tuple(one.ranks) for one in found),
+        tuple(one.margins for one in found),
+        tuple(one.where for one in found),
+    )
+
+
+class ComparisonRows:
+    """The rows of one store for one row length: `count` of them, as `PackedRows` has those of text.
+
+    A row holds tokens i32[K, T], `last` i32[K], where each completion ends, `ranks` i32[K], MISSING
+    where there is none, and `margins` f32[K, K]. What is padded lies behind what is read.
+    """
+
+    def __init__(self, store: ComparisonStore, length: int, most: int):
+        self._store, self.cut = store.fitted(length)
+        self._length, self._most = length, most
+        self.count = store.documents
+
+    def empty(self, rows: int) -> Batch:
+        """Room for a batch, without a completion in it."""
+        most = self._most
+        return {
+            "tokens": np.zeros((rows, most, self._length), np.int32),
+            "last": np.zeros((rows, most), np.int32),
+            "ranks": np.full((rows, most), MISSING, np.int32),
+            "margins": np.zeros((rows, most, most), np.float32),
+        }
+
+    def fill(self, rows: np.ndarray, batch: Batch, into: np.ndarray) -> None:
+        """Writes the comparisons of these numbers into `batch`, at the indices `into`."""
+        store = self._store
+        for row, at in zip(rows, into, strict=True):
+            count = len(store.ids[row])
+            for place, ids in enumerate(store.ids[row]):
+                batch["tokens"][at, place, : len(ids)] = ids
+                batch["last"][at, place] = len(ids) - 1
+            batch["ranks"][at, :count] = store.ranks[row]
+            if store.margins[row] is not None:
+                batch["margins"][at, :count, :count] = store.margins[row]
+
+
+class ComparisonEvalBatches:
+    """Every comparison of a store once, in its order; the last batch is padded."""
+
+    def __init__(self, store: ComparisonStore, rows: int, length: int, most: int):
+        self._packed, self._rows = ComparisonRows(store, length, most), rows
+
+    def __len__(self) -> int:
+        return -(-self._packed.count // self._rows)
+
+    def batch(self, i: int) -> Batch:
+        """Batch i of len(self); always the same shape."""
+        rows = np.arange(i * self._rows, min((i + 1) * self._rows, self._packed.count))
+        batch = self._packed.empty(self._rows)
+        self._packed.fill(rows, batch, np.arange(len(rows)))
+        return batch
