@@ -22,6 +22,7 @@ usage: aludel COMMAND ...
   demo                       train a small decoder on the text that every machine has
   pretrain CONFIG [flags]    train on your text: --data text:PATH
   sft CONFIG --init RUN      tune a run on conversations: --data chat:PATH
+  reward CONFIG --init RUN   a reward model, from comparisons: --data pairs:PATH
   sample RUN --prompt TEXT   let a run write
   eval RUN --data SOURCE     nats per token, perplexity, bits per byte
   info CONFIG|RUN            shapes, parameters, FLOPs, memory
@@ -98,7 +99,14 @@ def sft(args: list[str]) -> int:
     return train("sft", args)
 
 
+def reward(args: list[str]) -> int:
+    """Train a reward model on comparisons."""
+    return train("reward", args)
+
+
+ROOM_OF = {"reward": "rlhf"}
 FLAGS_OF = {
+    "reward": "--init RUN [--data pairs:PATH]",
     "pretrain": "[--data SOURCE]",
     "sft": "--init RUN [--data chat:PATH]",
 }
@@ -130,7 +138,7 @@ def train(stage: str, args: list[str]) -> int:
 
         print("\n".join(dry_run(config)))
         return 0
-    run = importlib.import_module(f".train.{stage}", __package__)
+    run = importlib.import_module(f".{ROOM_OF.get(stage, 'train')}.{stage}", __package__)
     try:
         print(getattr(run, stage)(config))
         return 0
@@ -386,6 +394,7 @@ COMMANDS = {
     "demo": demo,
     "pretrain": pretrain,
     "sft": sft,
+    "reward": reward,
     "sample": sample,
     "eval": evaluate,
     "info": info,
@@ -393,7 +402,7 @@ COMMANDS = {
 }
 
 
-COMPUTING = ("demo", "pretrain", "sft", "sample", "eval")
+COMPUTING = ("demo", "pretrain", "sft", "reward", "sample", "eval")
 
 
 def prepare() -> None:

@@ -78,6 +78,11 @@ class Template:
         """The conversation so far, and the token after which the assistant speaks."""
         return np.append(self.ids(messages), np.int32(self._roles[ASSISTANT]))
 
+    def prompt_in(self, ids: np.ndarray) -> np.ndarray:
+        """What stands before the last answer of a conversation, and the token that begins it."""
+        answers = np.flatnonzero(ids == self._roles[ASSISTANT])
+        return ids[: answers[-1] + 1]
+
     def trained(self, ids: np.ndarray) -> np.ndarray:
         """bool [tokens]: of the assistant's words and the end of each of its turns; the ids may be
         of several conversations."""

@@ -100,6 +100,11 @@ class StageConfig:
         """Targets in one step, padding among them."""
         return self.batch * self.row_length
 
+    @property
+    def flops_per_token(self) -> float:
+        """To train on one token, attention included."""
+        return self.model.flops_per_token(self.row_length, "attention")
+
     def resolved(self):
         """The same settings with absolute paths, so that they mean the same from any folder."""
         loss = self.loss
@@ -186,10 +191,32 @@ class SftConfig(FineTuneConfig):
     """Everything that instruction tuning depends on. Impossible values raise `UserError`."""
 
 
+@dataclass(frozen=True)
+class RewardConfig(FineTuneConfig):
+    """Everything that a reward model depends on. Impossible values raise `UserError`."""
+
+    epochs: float = 1.0
+    """How often the comparisons are seen, where `steps` is 0; more than once overfits (Ouyang et
+    al. 2022)."""
+    completions: Annotated[int, tyro.conf.Fixed] = 2
+    """The most that one comparison holds: filled in when the run begins."""
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens read in one step, padding among them."""
+        return self.batch * self.completions * self.row_length
+
+    @property
+    def flops_per_token(self) -> float:
+        """To train on one token; no token is compared with the vocabulary."""
+        return super().flops_per_token - 6.0 * self.model.vocab_size * self.model.width
+
+
 FILE_KINDS = ("text", "jsonl", "chat", "pairs")  # of sources that name a path
 FREE_TO_CHANGE = (
     "steps",
     "epochs",
+    "completions",
     "accumulation",
     "mesh",
     "execution",

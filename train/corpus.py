@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 from ..data import (
     ChatStore,
+    ComparisonStore,
     ReadOptions,
     Source,
     Tokenizer,
     TokenStore,
     build_chats,
+    build_comparisons,
     build_store,
     make_tokenizer,
     parse_source,
@@ -21,7 +23,7 @@ from ..data import (
 from ..data.sources import Split
 from ..errors import UserError
 from ..paths import cache_dir
-from .config import PretrainConfig, SftConfig, StageConfig
+from .config import PretrainConfig, RewardConfig, SftConfig, StageConfig
 from .run import PROVENANCE, TOKENIZER, Run, note
 
 BPE_BYTES = 256_000_000
@@ -35,8 +37,8 @@ class Corpus:
     sources: tuple[Source, ...]
     names: tuple[str, ...]
     """Of the sources, each once."""
-    train: tuple[TokenStore | ChatStore, ...]
-    validation: tuple[TokenStore | ChatStore, ...]
+    train: tuple[TokenStore | ChatStore | ComparisonStore, ...]
+    validation: tuple[TokenStore | ChatStore | ComparisonStore, ...]
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -54,7 +56,8 @@ def options_of(config: StageConfig) -> ReadOptions:
 def sources_of(config: StageConfig) -> tuple[Source, ...]:
     """The sources. Raises UserError where there are none."""
     if not config.data:
-        example = "chat:my.jsonl" if isinstance(config, SftConfig) else "text:my.txt"
+        kinds = {SftConfig: "chat:my.jsonl", RewardConfig: "pairs:my.jsonl"}
+        example = kinds.get(type(config), "text:my.txt")
         raise UserError(f"no data: name something to train on, for example --data {example}")
     return tuple(map(parse_source, config.data))
 
@@ -155,6 +158,33 @@ def open_chats(config: SftConfig, tokenizer: Tokenizer, say: Callable[[str], Non
         )
     names = unique([source.name for source in sources])
     return Corpus(sources, names, stores["train"], stores["validation"])
+
+
+def open_comparisons(
+    config: RewardConfig, tokenizer: Tokenizer, say: Callable[[str], None]
+) -> Corpus:
+    """Every source of comparisons, tokenised; it is told how many do not fit the rows."""
+    sources = sources_of(config)
+    for source in sources:
+        if source.kind != "pairs":
+            raise UserError(f"{source.path}: is not a source of comparisons; write pairs:PATH")
+    stores = {
+        split: tuple(build_comparisons(source, split, tokenizer) for source in sources)
+        for split in ("train", "validation")
+    }
+    cut = sum(store.fitted(config.row_length)[1] for one in stores.values() for store in one)
+    if cut:
+        say(f"too long for {config.row_length:,} tokens: {cut:,} comparisons, cut on all sides")
+    names = unique([source.name for source in sources])
+    return Corpus(sources, names, stores["train"], stores["validation"])
+
+
+def with_completions(config: StageConfig, corpus: Corpus) -> StageConfig:
+    """The settings with the number of completions that a comparison holds at most."""
+    if not isinstance(config, RewardConfig):
+        return config
+    most = max(store.most for store in corpus.train)
+    return dataclasses.replace(config, completions=most)
 
 
 def unique(names: list[str]) -> tuple[str, ...]:

@@ -8,9 +8,9 @@ from jax.sharding import Mesh
 
 from ..data import Tokenizer, with_template
 from ..errors import UserError
-from ..model import DecoderConfig, grow_vocab
+from ..model import DecoderConfig, grow_vocab, init_params
 from .checkpoint import Say
-from .config import FineTuneConfig
+from .config import FineTuneConfig, RewardConfig
 from .restore import load_params
 from .run import Run, find_run
 from .step import stream
@@ -52,15 +52,20 @@ def with_decoder(config: Any, model: DecoderConfig, tokenizer: Tokenizer) -> Any
         model,
         vocab_size=max(model.vocab_size, tokenizer.vocab_size),
         dropout=config.dropout,
+        scalar_head=isinstance(config, RewardConfig),
     )
     return dataclasses.replace(config, model=model)
 
 
 def begin_from(config: FineTuneConfig, mesh: Mesh, key: Array) -> tuple[Any, str]:
-    """(parameters of the run that the settings name, grown to the vocabulary; which they are)."""
+    """(parameters of the run that the settings name, grown to the vocabulary; which they are).
+    A scalar head is new where the run has none."""
     parent = parent_of(config)
     old, execution = parent.config().model, config.execution
     params, meta = load_params(parent, mesh, execution, config.init_checkpoint)
     size = config.model.vocab_size
     params = grow_vocab(params, old, size, stream(key, "vocabulary"), execution, mesh)
+    if config.model.scalar_head and not old.scalar_head:
+        fresh = init_params(config.model, execution, stream(key, "scalar head"), mesh)
+        params = {**params, "scalar_head": fresh["scalar_head"]}
     return params, f"{parent.path} at step {meta['step']:,}"

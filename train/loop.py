@@ -15,6 +15,7 @@ from ..data import prefetch
 from .checkpoint import Checkpoints
 from .journal import Journal
 from .records import Lines
+from .validation import name_in, validation_of
 
 AGAIN = 75  # EX_TEMPFAIL of sysexits.h: try again later
 PROFILE_AFTER = 10
@@ -153,7 +154,7 @@ def train(
 def _catch_up(state: Any, begin: int, plan: Plan, journal: Journal, samples: Lines) -> None:
     """What was due at the step that the run was stopped at, and left for now."""
     line = next((one for one in journal.lines.read() if one["step"] == begin), {})
-    if begin and due(begin, plan.eval_every, plan.steps) and "val_nats_per_token" not in line:
+    if begin and due(begin, plan.eval_every, plan.steps) and name_in(line) is None:
         figures = plan.evaluate(state, begin == plan.steps)
         journal.lines.amend(begin, figures)
     if begin and plan.sample and due(begin, plan.sample_every, plan.steps):
@@ -171,7 +172,7 @@ def _evaluate(state: Any, step: int, plan: Plan, journal: Journal) -> float | No
     if figures:
         journal.add(step, figures)
     journal.resume()
-    return figures.get("val_nats_per_token")
+    return validation_of(figures)
 
 
 def _sample(state: Any, step: int, plan: Plan, journal: Journal, samples: Lines) -> None:

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
+from .validation import name_in, validation_of
+
 PLAIN_SECONDS = 10.0
 REFRESH_PER_SECOND = 2  # drawing costs time that the step would have
 
@@ -39,8 +41,11 @@ def summary(figures: dict) -> str:
     parts = []
     if figures.get("loss_nats") is not None:
         parts.append(f"loss {figures['loss_nats']:.4f}")
-    if figures.get("val_nats_per_token") is not None:
-        parts.append(f"val {figures['val_nats_per_token']:.4f}")
+    validation = validation_of(figures)
+    if validation is not None:
+        parts.append(f"val {validation:.4f}")
+    if figures.get("val_accuracy") is not None:
+        parts.append(f"accuracy {figures['val_accuracy']:.1%}")
     if figures.get("tokens_per_second"):
         parts.append(f"{figures['tokens_per_second']:,.0f} tokens/s")
     if figures.get("mfu"):
@@ -78,7 +83,7 @@ class Bar:
             expand=True,
         )
         self._task: TaskID | None = None
-        self._validation: float | None = None
+        self._evaluated: dict = {}
 
     def start(self, step: int, steps: int) -> None:
         """See Display."""
@@ -95,8 +100,9 @@ class Bar:
         """See Display."""
         if self._task is None:
             return
-        self._validation = figures.get("val_nats_per_token", self._validation)
-        shown = {**figures, "val_nats_per_token": self._validation}
+        if name_in(figures):
+            self._evaluated = {name: x for name, x in figures.items() if name.startswith("val_")}
+        shown = {**self._evaluated, **figures}
         remaining = "" if left is None else f"{duration(left)} left"
         self._progress.update(self._task, completed=step, figures=summary(shown), left=remaining)
 
@@ -126,7 +132,7 @@ class Plain:
     def update(self, step: int, figures: dict, left: float | None) -> None:
         """See Display."""
         now = time.monotonic()
-        important = "val_nats_per_token" in figures
+        important = name_in(figures) is not None
         if not important and now - self._last < PLAIN_SECONDS:
             return
         self._last = now

@@ -10,6 +10,7 @@ from .progress import duration
 from .records import clean, write_text
 from .run import METRICS, PROVENANCE, REPORT, SAMPLES, SUMMARY, Run
 from .sizes import engineering
+from .validation import NAMES, name_in
 
 EARLIER = 4  # samples of so many steps before the last
 PAGE = Template(
@@ -93,6 +94,9 @@ def cards(summary: dict) -> list[tuple[str, str]]:
     if after is not None:
         out.append((f"{after:.4f}", f"validation bits per byte (before: {before:.3f})"))
         out.append((f"{summary['val_nats_per_token']:.4f}", "validation nats per token"))
+    if summary.get("val_accuracy") is not None:
+        out.append((f"{summary['val_accuracy']:.1%}", "of held-out comparisons judged as labelled"))
+        out.append((f"{summary['val_loss_nats']:.4f}", "validation loss, nats a comparison"))
     if summary.get("loss_nats") is not None:
         out.append((f"{summary['loss_nats']:.4f}", "training loss, the last steps"))
     if summary:
@@ -112,10 +116,12 @@ def curves(lines: Sequence[dict]) -> list[str]:
     out = []
     loss = _series(lines, "loss_nats")
     if len(loss[0]):
-        validation = _series(lines, "val_nats_per_token")
-        picture = curve("Loss, nats per token", loss, points=validation, wide=True)
+        name = next(filter(None, map(name_in, lines)), NAMES[0])
+        title = "Loss, nats per token" if name == NAMES[0] else "Loss, nats a comparison"
+        picture = curve(title, loss, points=_series(lines, name), wide=True)
         out.append(f'<figure class="wide">{picture}</figure>')
     for title, name, options in (
+        ("Held-out accuracy", "val_accuracy", {"smooth": False}),
         ("Learning rate", "learning_rate", {"smooth": False}),
         ("Gradient norm", "grad_norm", {"log": True}),
         ("Tokens per second", "tokens_per_second", {}),

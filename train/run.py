@@ -14,7 +14,15 @@ from ..data import Tokenizer
 from ..data.files import nearest
 from ..errors import UserError
 from .checkpoint import Checkpoints
-from .config import FREE_TO_CHANGE, PretrainConfig, SftConfig, difference, from_json, to_json
+from .config import (
+    FREE_TO_CHANGE,
+    PretrainConfig,
+    RewardConfig,
+    SftConfig,
+    difference,
+    from_json,
+    to_json,
+)
 from .hardware import machine
 from .records import Lines, read_json, write_json, writing
 
@@ -27,7 +35,7 @@ METRICS, SAMPLES, SUMMARY, REPORT = (
     "report.html",
 )
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tokenizers", "numpy")
-STAGES = {"pretrain": PretrainConfig, "sft": SftConfig}
+STAGES = {"pretrain": PretrainConfig, "sft": SftConfig, "reward": RewardConfig}
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,15 @@ from flax.traverse_util import flatten_dict
 
 from ..data import TrainBatches
 from ..model import DecoderConfig, Execution, check_mesh, make_mesh, param_shapes
-from .config import FineTuneConfig, StageConfig, flatten, to_json, with_steps
-from .corpus import open_chats, sources_of, tokenizer_of, with_vocabulary
+from .config import FineTuneConfig, RewardConfig, StageConfig, flatten, to_json, with_steps
+from .corpus import (
+    open_chats,
+    open_comparisons,
+    sources_of,
+    tokenizer_of,
+    with_completions,
+    with_vocabulary,
+)
 from .finetune import settled
 from .hardware import describe, peak_flops
 from .optimizer import OptimizerConfig
@@ -26,7 +33,7 @@ def expected_seconds(
     """Seconds that `steps` should take; None where the devices' peak is not known."""
     if peak is None:
         return None
-    flops = config.model.flops_per_token(convention="attention") * config.tokens_per_step
+    flops = config.flops_per_token * config.tokens_per_step
     cpu = devices[0].platform == "cpu"
     return steps * flops / (peak * (CPU_UTILIZATION if cpu else ACCELERATOR_UTILIZATION))
 
@@ -138,11 +145,12 @@ def with_expected_model(config: Any) -> Any:
 def with_expected_steps(config: FineTuneConfig) -> Any:
     """The settings with the steps that their epochs come to: the data is read for it."""
     config, tokenizer = settled(config)
-    corpus = open_chats(config, tokenizer, lambda line: None)
+    read = open_comparisons if isinstance(config, RewardConfig) else open_chats
+    corpus = read(config, tokenizer, lambda line: None)
     batches = TrainBatches(
         corpus.train, corpus.weights, config.batch, config.row_length, config.seed
     )
-    return with_steps(config, batches.rows_per_epoch)
+    return with_completions(with_steps(config, batches.rows_per_epoch), corpus)
 
 
 def dry_run(config: StageConfig) -> list[str]:

@@ -16,11 +16,11 @@ from jax.sharding import Mesh
 from ..data import Tokenizer, TrainBatches, eval_batches
 from ..errors import UserError
 from ..memory import keep_memory
-from ..model import check_mesh, make_apply, make_mesh, replicated
+from ..model import Apply, check_mesh, make_apply, make_mesh, replicated
 from .check import check_loss
 from .checkpoint import Say
 from .config import StageConfig, with_steps
-from .corpus import Corpus, check_tokenizer
+from .corpus import Corpus, check_tokenizer, with_completions
 from .events import Events
 from .hardware import describe, peak_flops
 from .journal import Journal
@@ -50,8 +50,30 @@ from .scoring import figures, rows_at_once, score
 from .sizes import expected_seconds
 from .step import init_state, make_eval_step, make_step, stream
 from .summary import closing, epochs_of, summarize
+from .terms import Loss
 
 Sampler = Callable[[Any, int], list[dict]]
+Evaluator = Callable[[Any, bool], dict]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What an evaluation may need of the stage."""
+
+    config: Any
+    corpus: Corpus
+    apply: Apply
+    shardings: Any
+    """Of the parameters."""
+    mesh: Mesh
+    place: Callable[[Any], Any]
+    """Puts a batch on the devices."""
+
+    @property
+    def rows(self) -> int:
+        """Rows to evaluate at once."""
+        config = self.config
+        return rows_at_once(config.batch // config.accumulation, config.row_length)
 
 
 @dataclass(frozen=True)
@@ -71,6 +93,13 @@ class Stage:
     """`sample(state, step) -> records`: what the model writes at a step, for samples.jsonl."""
     files: Callable[[Tokenizer], Mapping[str, str]] = lambda tokenizer: {}
     """Further files of the run, by name."""
+    loss: Callable[[Any], Loss] = lambda config: lm_loss(config.z_loss)
+    """The loss, where the user brings none."""
+    evaluator: "Callable[[Trained, Callable[[], bool]], Evaluator] | None" = None
+    """`evaluate(params, whole) -> figures` of the validation part, {} where the function given
+    says that a signal has come; None: a language model's."""
+    finish: "Callable[[Trained, Run, Any, Array, Say], None] | None" = None
+    """What is to be done with the parameters of the last step."""
 
 
 def run_stage(stage: Stage, config: StageConfig) -> Path:
@@ -95,7 +124,7 @@ def _run(stage: Stage, config: Any, signals: Signals) -> Path:
     corpus = stage.open(config, tokenizer, say)
     model, length = config.model, config.row_length
     batches = TrainBatches(corpus.train, corpus.weights, config.batch, length, config.seed)
-    config = with_steps(config, batches.rows_per_epoch)
+    config = with_completions(with_steps(config, batches.rows_per_epoch), corpus)
     for store, name in zip(corpus.train, corpus.names, strict=True):
         if store.replaced:
             say(f"{name}: {store.replaced:,} undecodable pieces replaced by U+FFFD")
@@ -108,8 +137,8 @@ def _run(stage: Stage, config: Any, signals: Signals) -> Path:
     mesh = make_mesh(config.mesh)
     check_mesh(model.heads, config.batch // config.accumulation, mesh)
     place = placer(mesh)
-    loss = load_loss(config.loss) if config.loss else lm_loss(config.z_loss)
-    if config.loss:
+    loss = load_loss(config.loss) if config.loss else stage.loss(config)
+    if config.loss and stage.evaluator is None:  # it tries losses of text
         check_loss(loss)
 
     # ---- the state: fresh, or where the run left off
@@ -171,26 +200,11 @@ def _run(stage: Stage, config: Any, signals: Signals) -> Path:
         guard=config.guard,
         shardings=layout.shardings,
     )
-    eval_step = make_eval_step(lm_loss(), apply, layout.shardings.params)
-    rows = rows_at_once(config.batch // config.accumulation, length)
+    trained = Trained(config, corpus, apply, layout.shardings.params, mesh, place)
+    evaluate_params = (stage.evaluator or language_evaluator)(trained, lambda: signals.asked)
 
     def evaluate(state: Any, whole: bool) -> dict:
-        tokens = 0 if whole else config.eval_tokens // len(corpus.validation)
-        scores = []
-        for store in corpus.validation:
-            scores.append(
-                score(
-                    eval_step,
-                    state.params,
-                    eval_batches(store, rows, length),
-                    place,
-                    tokens=tokens,
-                    stop=lambda: signals.asked,
-                )
-            )
-            if signals.asked:
-                return {}
-        return figures(scores, corpus.names)
+        return evaluate_params(state.params, whole)
 
     sample = stage.sampler(config, tokenizer, stream(key, "samples"), say)
     mine = local_rows(mesh, config.batch)
@@ -218,7 +232,7 @@ def _run(stage: Stage, config: Any, signals: Signals) -> Path:
         display,
         steps=config.steps,
         tokens_per_step=config.tokens_per_step,
-        flops_per_token=model.flops_per_token(convention="attention"),
+        flops_per_token=config.flops_per_token,
         peak_flops=peak_flops(devices),
         log_every=config.log_every,
         events=Events(run.path / "tensorboard", begin, say) if config.tensorboard else None,
@@ -240,6 +254,8 @@ def _run(stage: Stage, config: Any, signals: Signals) -> Path:
         journal.close()
         samples.close()
     checkpoints.close()
+    if stage.finish:
+        stage.finish(trained, run, state.params, stream(key, "finish"), say)
 
     # ---- what came of it
     summary = summarize(run, config, epochs=epochs(config.steps), seconds=journal.seconds)
@@ -248,6 +264,26 @@ def _run(stage: Stage, config: Any, signals: Signals) -> Path:
     for line in closing(summary, samples.read()):
         say(line)
     return run.path
+
+
+def language_evaluator(trained: Trained, asked: Callable[[], bool]) -> Evaluator:
+    """Nats per token and bits per byte of the validation part, and of each source in it."""
+    config, corpus = trained.config, trained.corpus
+    eval_step = make_eval_step(lm_loss(), trained.apply, trained.shardings)
+
+    def evaluate(params: Any, whole: bool) -> dict:
+        tokens = 0 if whole else config.eval_tokens // len(corpus.validation)
+        scores = []
+        for store in corpus.validation:
+            batches = eval_batches(store, trained.rows, config.row_length)
+            scores.append(
+                score(eval_step, params, batches, trained.place, tokens=tokens, stop=asked)
+            )
+            if asked():
+                return {}
+        return figures(scores, corpus.names)
+
+    return evaluate
 
 
 def opening(

@@ -3,11 +3,13 @@
 import statistics
 from collections.abc import Sequence
 
-from .config import PretrainConfig
+from .config import StageConfig
 from .progress import duration
 from .run import METRICS, Run
+from .validation import NAMES, name_in
 
 LAST = 50
+REPORTED = ("val_bits_per_byte", "val_accuracy")  # before training as well as after it
 
 
 def epochs_of(names: Sequence[str], epochs: Sequence[float]) -> dict[str, float]:
@@ -19,15 +21,14 @@ def epochs_of(names: Sequence[str], epochs: Sequence[float]) -> dict[str, float]
     return out
 
 
-def summarize(
-    run: Run, config: PretrainConfig, *, epochs: dict[str, float], seconds: float
-) -> dict:
+def summarize(run: Run, config: StageConfig, *, epochs: dict[str, float], seconds: float) -> dict:
     """summary.json of a finished run; epochs: from `epochs_of`."""
     lines = run.lines(METRICS).read()
     steps = [line for line in lines if line.get("loss_nats") is not None]
-    evaluated = [line for line in lines if line.get("val_nats_per_token") is not None]
+    evaluated = [line for line in lines if name_in(line)]
     first, last = (evaluated[0], evaluated[-1]) if evaluated else ({}, {})
-    best = min(evaluated, key=lambda line: line["val_nats_per_token"], default={})
+    best = min(evaluated, key=lambda line: line[name_in(line)], default={})
+    name = name_in(last) or NAMES[0]
     out = {
         "steps": config.steps,
         "tokens": config.steps * config.tokens_per_step,
@@ -35,9 +36,8 @@ def summarize(
         "parameters": config.model.parameters(),
         "seconds": round(seconds, 2),
         "loss_nats": _mean(steps[-LAST:], "loss_nats"),
-        "val_nats_per_token_before": first.get("val_nats_per_token"),
-        "val_bits_per_byte_before": first.get("val_bits_per_byte"),
-        "best_val_nats_per_token": best.get("val_nats_per_token"),
+        **{f"{each}_before": first.get(each) for each in (name, *REPORTED) if each in first},
+        f"best_{name}": best.get(name),
         "best_step": best.get("step"),
         "tokens_per_second": _median(steps, "tokens_per_second"),
         "mfu": _median(steps, "mfu"),
@@ -69,6 +69,12 @@ def closing(summary: dict, samples: list[dict]) -> list[str]:
         lines.append(
             f"validation: {before:.4f} bits per byte before, {after:.4f} after "
             f"({summary['val_nats_per_token']:.4f} nats per token)"
+        )
+    if summary.get("val_accuracy") is not None:
+        before = summary.get("val_accuracy_before")
+        was = "" if before is None else f"{before:.1%} before, "
+        lines.append(
+            f"held-out comparisons judged as labelled: {was}{summary['val_accuracy']:.1%} after"
         )
     if summary["skipped"]:
         lines.append(f"the guard skipped {summary['skipped']} steps")

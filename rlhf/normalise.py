@@ -1,0 +1,110 @@
+"""Scores with mean 0 and deviation 1 on what the tuned policy writes (Ziegler et al. 2019).
+
+A reward model's scores have no zero and no unit. Gain and bias are kept beside the checkpoint that
+they belong to, so that training goes on from what was trained; `load_reward` puts them in.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+
+from ..data import ComparisonStore
+from ..errors import UserError
+from ..model import DecoderConfig, Execution, SamplingConfig, make_sampler, pad_prompts
+from ..train.restore import load_params
+from ..train.run import Run
+from .ranking import scores_at
+
+FILE = "normalisation.json"
+PROMPTS, ROWS, NEW_TOKENS = 256, 32, 128
+
+
+class Normalisation(NamedTuple):
+    """score -> gain * score + bias."""
+
+    gain: float
+    bias: float
+    prompts: int
+    """How many answers it was measured on."""
+
+    def apply_to(self, params: dict) -> dict:
+        """Reward model's parameters whose scores are normalised."""
+        head = params["scalar_head"]
+        scaled = {
+            "kernel": self.gain * head["kernel"],
+            "bias": self.gain * head["bias"] + self.bias,
+        }
+        return {**params, "scalar_head": scaled}
+
+
+def prompts_of(store: ComparisonStore, room: int, count: int = PROMPTS) -> list[np.ndarray]:
+    """Up to `count` prompts, spread evenly over the comparisons, of at most `room` tokens."""
+    found = []
+    for number in np.linspace(0, store.documents - 1, min(count, store.documents)).astype(int):
+        ids = store.template.prompt_in(store.ids[number][0])
+        if len(ids) <= room:
+            found.append(ids)
+    return found
+
+
+def normalisation(
+    apply: Any,
+    params: Any,
+    policy: Any,
+    policy_model: DecoderConfig,
+    store: ComparisonStore,
+    length: int,
+    key: Array,
+    execution: Execution,
+    mesh: Mesh,
+) -> Normalisation:
+    """Measured on answers that the policy draws, at temperature 1, to prompts of the store.
+
+    apply, params: the reward model's. Answers have up to NEW_TOKENS tokens, prompt and answer up to
+    `length`. Raises UserError where no prompt leaves room, or all scores are the same.
+    """
+    new = min(NEW_TOKENS, length // 2)
+    prompts = prompts_of(store, length - new)
+    if not prompts:
+        raise UserError(f"no prompt leaves room for {new} tokens in {length}: make context longer")
+    sampling = SamplingConfig(max_tokens=new, stop=(store.template.end,))
+    sample = make_sampler(policy_model, sampling, execution, mesh)
+
+    @jax.jit
+    def scored(params: Any, tokens: Array, last: Array) -> Array:
+        return scores_at(apply(params, {"tokens": tokens}, want=("value",))["value"], last)
+
+    scores: list[float] = []
+    for begin in range(0, len(prompts), ROWS):
+        some = prompts[begin : begin + ROWS]
+        padded = some + some[:1] * (ROWS - len(some))  # one shape is compiled, for all
+        drawn = jax.device_get(
+            sample(policy, *pad_prompts(padded, length - new), jax.random.fold_in(key, begin))
+        )
+        tokens, last = np.zeros((ROWS, 1, length), np.int32), np.zeros((ROWS, 1), np.int32)
+        for row, prompt in enumerate(padded):
+            whole = np.concatenate([prompt, drawn.tokens[row][: drawn.length[row]]])
+            tokens[row, 0, : len(whole)] = whole
+            last[row] = len(whole) - 1
+        scores += np.asarray(scored(params, tokens, last))[: len(some), 0].tolist()
+    deviation = float(np.std(scores))
+    if not deviation > 0:
+        raise UserError("the reward model gives every answer the same score: nothing to normalise")
+    return Normalisation(1.0 / deviation, -float(np.mean(scores)) / deviation, len(prompts))
+
+
+def load_reward(
+    run: Run, mesh: Mesh, execution: Execution, which: str = "newest"
+) -> tuple[Any, dict]:
+    """(parameters, meta) of a reward run, its scores normalised where that was measured for this
+    checkpoint. Raises UserError for any other run."""
+    if run.stage() != "reward":
+        raise UserError(f"{run.path}: a run of aludel {run.stage()}, not of aludel reward")
+    params, meta = load_params(run, mesh, execution, which)
+    kept = run.read(FILE)
+    if kept.get("step") == meta["step"]:
+        params = Normalisation(kept["gain"], kept["bias"], kept["prompts"]).apply_to(params)
+    return params, meta

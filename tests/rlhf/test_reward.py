@@ -1,0 +1,191 @@
+"""A reward model, from a tuned run to normalised scores."""
+
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from aludel.errors import UserError
+from aludel.model import DecoderConfig, Execution, MeshConfig, make_apply, make_mesh
+from aludel.rlhf.normalise import load_reward
+from aludel.rlhf.quality import calibration_error, quality
+from aludel.rlhf.ranking import scores_at
+from aludel.rlhf.reward import reward
+from aludel.train import OptimizerConfig
+from aludel.train.config import PretrainConfig, RewardConfig, SftConfig
+from aludel.train.pretrain import pretrain
+from aludel.train.restore import load_params
+from aludel.train.run import Run
+from aludel.train.sft import sft
+
+QUIET = dict(
+    tensorboard=False, sample_tokens=8, mesh=MeshConfig(data=1, fsdp=1, tensor=1), prompts=()
+)
+
+
+def write(path, records):
+    path.write_text("\n".join(map(json.dumps, records)))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    """A tiny run that was tuned on conversations."""
+    folder = tmp_path_factory.mktemp("tuned")
+    (folder / "text.txt").write_text("yes no " * 300)
+    base = pretrain(
+        PretrainConfig(
+            model=DecoderConfig(layers=2, width=32, heads=2, context=32),
+            data=(f"text:{folder / 'text.txt'}",),
+            tokenizer="byte",
+            steps=2,
+            batch=4,
+            eval_every=0,
+            out=str(folder / "base"),
+            **QUIET,
+        )
+    )
+    chats = [{"instruction": "say", "output": word} for word in ("yes", "no", "y", "nn") * 8]
+    return sft(
+        SftConfig(
+            init=str(base),
+            data=("chat:" + write(folder / "chats.jsonl", chats),),
+            epochs=4.0,
+            batch=2,
+            optimizer=OptimizerConfig(learning_rate=1e-2),
+            eval_every=0,
+            out=str(folder / "sft"),
+            **QUIET,
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Comparisons: the more y the better, whatever the length."""
+    rng = np.random.default_rng(0)
+    records = []
+    for number in range(160):
+        texts = ["".join(rng.choice(["y", "n"], rng.integers(1, 7))) for _ in range(3)]
+        share = [text.count("y") / len(text) for text in texts]
+        ranks = [sum(other > mine for other in share) for mine in share]
+        if len(set(ranks)) > 1:
+            records.append({"prompt": f"say {number}", "completions": texts, "ranks": ranks})
+    return write(tmp_path_factory.mktemp("pairs") / "pairs.jsonl", records)
+
+
+def config_of(tuned, pairs, out, **changes) -> RewardConfig:
+    settings = dict(
+        init=str(tuned),
+        data=(f"pairs:{pairs}",),
+        steps=120,
+        batch=8,
+        optimizer=OptimizerConfig(learning_rate=1e-2),
+        eval_every=40,
+        out=str(out),
+        **QUIET,
+    )
+    return RewardConfig(**{**settings, **changes})
+
+
+@pytest.fixture(scope="module")
+def trained(tuned, pairs, tmp_path_factory):
+    return reward(config_of(tuned, pairs, tmp_path_factory.mktemp("reward") / "run"))
+
+
+def test_it_learns_what_is_preferred(trained):
+    summary = json.loads((trained / "summary.json").read_text())
+    assert summary["val_accuracy_before"] < 0.75
+    assert summary["val_accuracy"] > 0.9 and summary["val_loss_nats"] < 0.35
+    config = json.loads((trained / "config.json").read_text())
+    assert config["completions"] == 3 and config["model"]["scalar_head"]
+    assert "Held-out accuracy" in (trained / "report.html").read_text()
+
+
+def test_scores_are_normal_on_answers_of_the_policy(trained, tuned):
+    run, execution = Run(trained), Execution()
+    mesh = make_mesh(MeshConfig(data=1, fsdp=1, tensor=1))
+    raw, meta = load_params(run, mesh, execution)
+    params, _ = load_reward(run, mesh, execution)
+    kept = json.loads((trained / "normalisation.json").read_text())
+    assert kept["step"] == meta["step"] == 120
+    tokens = np.random.default_rng(0).integers(0, 256, (4, 1, 16))
+    last = np.full((4, 1), 15)
+    apply = make_apply(run.config().model, execution)
+
+    def scores(params):
+        value = apply(params, {"tokens": tokens}, want=("value",))["value"]
+        return np.asarray(scores_at(value, last))[:, 0]
+
+    expected = kept["gain"] * scores(raw) + kept["bias"]
+    np.testing.assert_allclose(scores(params), expected, rtol=1e-4, atol=1e-4)
+    assert kept["gain"] > 0 and math.isfinite(kept["bias"])
+    with pytest.raises(UserError, match="a run of aludel sft, not of aludel reward"):
+        load_reward(Run(tuned), mesh, execution)
+    with pytest.raises(UserError, match="no checkpoint"):
+        load_reward(run, mesh, execution, "7")
+
+
+def test_normalised_scores_of_fresh_answers(trained, tuned):
+    """Mean about 0 and deviation about 1 on answers drawn here, not those it was measured on."""
+    from aludel.data import Template
+    from aludel.model import SamplingConfig, make_sampler, pad_prompts
+
+    mesh, execution = make_mesh(MeshConfig(data=1, fsdp=1, tensor=1)), Execution()
+    policy, model = Run(tuned), Run(tuned).config().model
+    template = Template(policy.tokenizer())
+    prompts = [template.prompt([{"role": "user", "content": f"say {n}"}]) for n in range(64)]
+    sample = make_sampler(model, SamplingConfig(max_tokens=16, stop=(template.end,)), execution)
+    weights, _ = load_params(policy, mesh, execution, "best")
+    drawn = jax.device_get(sample(weights, *pad_prompts(prompts, 16), jax.random.key(9)))
+    tokens, last = np.zeros((64, 1, 32), np.int32), np.zeros((64, 1), np.int32)
+    for row, prompt in enumerate(prompts):
+        whole = np.concatenate([prompt, drawn.tokens[row][: drawn.length[row]]])
+        tokens[row, 0, : len(whole)], last[row] = whole, len(whole) - 1
+    params, _ = load_reward(Run(trained), mesh, execution)
+    apply = make_apply(Run(trained).config().model, execution)
+    value = apply(params, {"tokens": tokens}, want=("value",))["value"]
+    scores = np.asarray(scores_at(value, last))
+    # 64 draws here and some 140 there: five standard errors of the mean are .76.
+    assert abs(scores.mean()) < 0.76 and 0.6 < scores.std() < 1.6
+
+
+def test_quality_by_hand():
+    scores = np.array([[2.0, 1.0, 0.0], [0.0, 3.0, 9.0]], np.float32)
+    ranks = np.array([[0, 1, 1], [0, 1, -1]])
+    lengths = np.array([[4, 2, 4], [1, 5, 0]])
+    found = quality(scores, ranks, lengths)
+    ahead = [1.0, 2.0, -3.0]  # of the three pairs; the tie and the missing one are none
+    lost = [math.log1p(math.exp(-x)) for x in ahead]
+    assert found["val_pairs"] == 3
+    assert found["val_loss_nats"] == pytest.approx(((lost[0] + lost[1]) / 2 + lost[2]) / 2)
+    assert found["val_accuracy"] == pytest.approx(2 / 3)
+    assert found["val_accuracy_near"] == 1.0 and found["val_accuracy_far"] == 0.0
+    # Longer by 2, 0 and -4 tokens.
+    norm = math.sqrt((1 + 4 + 9) * (4 + 0 + 16))
+    assert found["val_length_correlation"] == pytest.approx((1 * 2 + 2 * 0 + 3 * 4) / norm)
+    assert found["val_longer_accuracy"] == pytest.approx((1 + 0.5 + 0) / 3)
+    assert quality(scores, np.zeros((2, 3), int), lengths) == {}
+
+
+def test_calibration():
+    rng = np.random.default_rng(0)
+    apart = np.abs(rng.normal(scale=2.0, size=20_000))
+    right = rng.random(20_000) < 1 / (1 + np.exp(-apart))
+    ahead = np.where(right, apart, -apart)
+    assert calibration_error(ahead) < 0.015
+    assert calibration_error(4 * ahead) > 0.1  # as certain as four times the score
+    assert calibration_error(np.zeros(5)) == 0.0
+
+
+def test_mistakes(tuned, pairs, tmp_path):
+    for changes, message in (
+        ({"data": ()}, "--data pairs:my.jsonl"),
+        ({"data": (f"chat:{pairs}",)}, "not a source of comparisons"),
+        ({"context": 8}, "leaves no room"),
+        ({"init": ""}, "--init RUN"),
+    ):
+        with pytest.raises(UserError, match=message):
+            reward(config_of(tuned, pairs, tmp_path / "run", **changes))
