@@ -23,6 +23,7 @@ usage: aludel COMMAND ...
   pretrain CONFIG [flags]    train on your text: --data text:PATH
   sft CONFIG --init RUN      tune a run on conversations: --data chat:PATH
   reward CONFIG --init RUN   a reward model, from comparisons: --data pairs:PATH
+  ppo CONFIG --init RUN      PPO with --reward RUN or --reward-fn FILE.py:NAME
   sample RUN --prompt TEXT   let a run write
   eval RUN --data SOURCE     nats per token, perplexity, bits per byte
   info CONFIG|RUN            shapes, parameters, FLOPs, memory
@@ -104,9 +105,20 @@ def reward(args: list[str]) -> int:
     return train("reward", args)
 
 
-ROOM_OF = {"reward": "rlhf"}
+def ppo(args: list[str]) -> int:
+    """Align a tuned run by PPO."""
+    return train("ppo", args)
+
+
+MODULE_OF = {
+    "pretrain": ".train.pretrain",
+    "sft": ".train.sft",
+    "reward": ".rlhf.reward",
+    "ppo": ".rlhf.align",
+}
 FLAGS_OF = {
     "reward": "--init RUN [--data pairs:PATH]",
+    "ppo": "--init RUN --reward RUN | --reward-fn FILE.py:NAME [--data chat:PATH]",
     "pretrain": "[--data SOURCE]",
     "sft": "--init RUN [--data chat:PATH]",
 }
@@ -138,7 +150,7 @@ def train(stage: str, args: list[str]) -> int:
 
         print("\n".join(dry_run(config)))
         return 0
-    run = importlib.import_module(f".{ROOM_OF.get(stage, 'train')}.{stage}", __package__)
+    run = importlib.import_module(MODULE_OF[stage], __package__)
     try:
         print(getattr(run, stage)(config))
         return 0
@@ -395,6 +407,7 @@ COMMANDS = {
     "pretrain": pretrain,
     "sft": sft,
     "reward": reward,
+    "ppo": ppo,
     "sample": sample,
     "eval": evaluate,
     "info": info,
@@ -402,7 +415,7 @@ COMMANDS = {
 }
 
 
-COMPUTING = ("demo", "pretrain", "sft", "reward", "sample", "eval")
+COMPUTING = ("demo", "pretrain", "sft", "reward", "ppo", "sample", "eval")
 
 
 def prepare() -> None:

@@ -43,7 +43,7 @@ def main() -> None:
     mesh, execution = make_mesh(MeshConfig(data=len(jax.devices()))), Execution()
     place, steps = placer(mesh), args.blocks * args.steps + 2
 
-    def optimizer(groups):
+    def optimizer(_, groups):
         return make_optimizer(OptimizerConfig(), steps, groups)
 
     layout = make_layout(MODEL, execution, optimizer, mesh)

@@ -29,6 +29,7 @@ MODULES: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
     "sft": {"instruct": ("instruct-small", "instruct")},
+    "ppo": {"alignment": ("ppo-small",)},
     "reward": {"preferences": ("reward-small", "reward")},
 }
 """By stage, then by module, the names that it holds."""

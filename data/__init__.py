@@ -9,6 +9,7 @@ from .chat_store import ChatStore, build_chats
 from .comparison_store import ComparisonEvalBatches, ComparisonStore, build_comparisons
 from .files import Document, ReadOptions
 from .prefetch import prefetch
+from .prompts import PromptStore, build_prompts
 from .reader import RowReader
 from .sources import Source, parse_source, read_documents, read_sample, source_bytes, source_digest
 from .store import TokenStore, build_store, check_store, open_store, read_meta
@@ -20,6 +21,7 @@ __all__ = [
     "SEPARATOR",
     "Document",
     "EvalBatches",
+    "PromptStore",
     "ReadOptions",
     "RowReader",
     "Source",
@@ -34,6 +36,7 @@ __all__ = [
     "UnknownCharacterError",
     "build_chats",
     "build_comparisons",
+    "build_prompts",
     "build_store",
     "eval_batches",
     "check_store",

@@ -10,11 +10,12 @@ from .chat_store import ChatStore
 from .comparison_store import ComparisonRows, ComparisonStore
 from .mixture import Mixture
 from .permutation import Permutation, derive_key
+from .prompts import PromptRows, PromptStore
 from .rows import Batch, PackedRows, empty_batch
 from .store import TokenStore
 
-Store = TokenStore | ChatStore | ComparisonStore
-Rows = PackedRows | ChatRows | ComparisonRows
+Store = TokenStore | ChatStore | ComparisonStore | PromptStore
+Rows = PackedRows | ChatRows | ComparisonRows | PromptRows
 
 
 def packed_rows(
@@ -29,6 +30,9 @@ def packed_rows(
         most = max(store.most for store in stores)
         compared = [ComparisonRows(store, length, most) for store in stores]
         return compared, compared[0].empty
+    if isinstance(stores[0], PromptStore):
+        asked = [PromptRows(store, length) for store in stores]
+        return asked, asked[0].empty
     packed = [
         (ChatRows if isinstance(store, ChatStore) else PackedRows)(
             store, length, derive_key("documents", seed, number)
@@ -66,8 +70,8 @@ class RowReader:
         """The rows of these numbers (int64 [r]).
 
         Of text and conversations: tokens, targets, loss_mask [r, T], and `positions` and
-        `segment_ids` where any store has more than one document. Of comparisons: what
-        `ComparisonRows` says. `source` int32 [r] where there is more than one store.
+        `segment_ids` where any store has more than one document. Of comparisons and prompts: what
+        `ComparisonRows` and `PromptRows` say. `source` int32 [r] where there are several stores.
         """
         numbers = np.asarray(numbers, np.int64)
         batch = self._empty(len(numbers))

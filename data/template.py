@@ -83,6 +83,12 @@ class Template:
         answers = np.flatnonzero(ids == self._roles[ASSISTANT])
         return ids[: answers[-1] + 1]
 
+    def question_in(self, prompt: np.ndarray) -> str:
+        """What the user said last in a prompt."""
+        begin = np.flatnonzero(prompt == self._roles[USER])[-1] + 1
+        end = begin + np.flatnonzero(prompt[begin:] == self.end)[0]
+        return self.tokenizer.decode(prompt[begin:end])
+
     def trained(self, ids: np.ndarray) -> np.ndarray:
         """bool [tokens]: of the assistant's words and the end of each of its turns; the ids may be
         of several conversations."""

@@ -212,6 +212,79 @@ class RewardConfig(FineTuneConfig):
         return super().flops_per_token - 6.0 * self.model.vocab_size * self.model.width
 
 
+@dataclass(frozen=True)
+class PpoConfig(FineTuneConfig):
+    """Everything that a PPO run depends on. Impossible values raise `UserError`.
+
+    A step is an iteration: answers to `batch` prompts are drawn, scored, and learnt from.
+    """
+
+    reward: str = ""
+    """The run of aludel reward that scores; its parameters are where the critic begins."""
+    reward_fn: str = ""
+    """A function of your own that scores, FILE.py:NAME: (prompts, completions) -> floats."""
+    new_tokens: int = 64
+    """Tokens of an answer, at most."""
+    temperature: float = 1.0
+    """Of the answers, and of every log-prob of them."""
+    passes: int = 1
+    """How often an iteration's answers are learnt from."""
+    minibatches: int = 1
+    """Updates in a pass, each on its share of the answers."""
+    kl: float = 0.02
+    """What a nat between the policy and the one that it began as costs (InstructGPT's beta)."""
+    clip: float = 0.2
+    """Bound of the policy's ratio in an update."""
+    value_clip: float = 0.2
+    """Bound of the value's change in an update."""
+    gamma: float = 1.0
+    """Discount of later rewards, by token."""
+    lam: float = 0.95
+    """Lambda of generalised advantage estimation."""
+    without_stop: float | None = -1.0
+    """The score of an answer that does not end by itself; None: its own."""
+    critic_learning_rate: float | None = None
+    """Peak learning rate of the critic. None: the policy's."""
+    critic: Annotated[DecoderConfig, tyro.conf.Fixed] = DecoderConfig()
+    """The critic: filled in when the run begins."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("new_tokens", "passes", "minibatches"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("temperature", "clip", "value_clip"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name} must be positive, not {getattr(self, name)}")
+        for name in ("gamma", "lam"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
+        if self.batch % self.minibatches or self.batch // self.minibatches % self.accumulation:
+            raise UserError(
+                f"batch = {self.batch} does not divide into {self.minibatches} minibatches of "
+                f"{self.accumulation} microbatches"
+            )
+        if self.loss:
+            raise UserError("ppo has its own loss: leave loss out")
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Room for a prompt."""
+        return self.row_length - self.new_tokens
+
+    @property
+    def updates(self) -> int:
+        """Updates in the whole run."""
+        return self.steps * self.passes * self.minibatches
+
+    def resolved(self) -> "PpoConfig":
+        """The same settings with absolute paths."""
+        file, colon, name = self.reward_fn.rpartition(":")
+        function = f"{absolute(file)}:{name}" if colon else self.reward_fn
+        reward = self.reward and absolute(self.reward)
+        return dataclasses.replace(super().resolved(), reward=reward, reward_fn=function)
+
+
 FILE_KINDS = ("text", "jsonl", "chat", "pairs")  # of sources that name a path
 FREE_TO_CHANGE = (
     "steps",

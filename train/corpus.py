@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from ..data import (
     ChatStore,
     ComparisonStore,
+    PromptStore,
     ReadOptions,
     Source,
     Tokenizer,
     TokenStore,
     build_chats,
     build_comparisons,
+    build_prompts,
     build_store,
     make_tokenizer,
     parse_source,
@@ -23,7 +25,7 @@ from ..data import (
 from ..data.sources import Split
 from ..errors import UserError
 from ..paths import cache_dir
-from .config import PretrainConfig, RewardConfig, SftConfig, StageConfig
+from .config import PpoConfig, PretrainConfig, RewardConfig, SftConfig, StageConfig
 from .run import PROVENANCE, TOKENIZER, Run, note
 
 BPE_BYTES = 256_000_000
@@ -37,8 +39,8 @@ class Corpus:
     sources: tuple[Source, ...]
     names: tuple[str, ...]
     """Of the sources, each once."""
-    train: tuple[TokenStore | ChatStore | ComparisonStore, ...]
-    validation: tuple[TokenStore | ChatStore | ComparisonStore, ...]
+    train: tuple[TokenStore | ChatStore | ComparisonStore | PromptStore, ...]
+    validation: tuple[TokenStore | ChatStore | ComparisonStore | PromptStore, ...]
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -56,7 +58,11 @@ def options_of(config: StageConfig) -> ReadOptions:
 def sources_of(config: StageConfig) -> tuple[Source, ...]:
     """The sources. Raises UserError where there are none."""
     if not config.data:
-        kinds = {SftConfig: "chat:my.jsonl", RewardConfig: "pairs:my.jsonl"}
+        kinds = {
+            SftConfig: "chat:my.jsonl",
+            RewardConfig: "pairs:my.jsonl",
+            PpoConfig: "chat:my.jsonl",
+        }
         example = kinds.get(type(config), "text:my.txt")
         raise UserError(f"no data: name something to train on, for example --data {example}")
     return tuple(map(parse_source, config.data))
@@ -177,6 +183,27 @@ def open_comparisons(
         say(f"too long for {config.row_length:,} tokens: {cut:,} comparisons, cut on all sides")
     names = unique([source.name for source in sources])
     return Corpus(sources, names, stores["train"], stores["validation"])
+
+
+def open_prompts(config: PpoConfig, tokenizer: Tokenizer, say: Callable[[str], None]) -> Corpus:
+    """Every source of prompts, tokenised; it is told how many are cut."""
+    sources = sources_of(config)
+    if config.prompt_tokens < 8:
+        raise UserError(
+            f"answers of {config.new_tokens} tokens leave no room for prompts in rows of "
+            f"{config.row_length}: make new_tokens smaller or context larger"
+        )
+    for source in sources:
+        if source.kind != "chat":
+            raise UserError(f"{source.path}: is not a source of prompts; write chat:PATH")
+    train = tuple(build_prompts(one, "train", tokenizer, config.prompt_tokens) for one in sources)
+    held = tuple(
+        build_prompts(one, "validation", tokenizer, config.prompt_tokens) for one in sources
+    )
+    cut = sum(store.cut for store in (*train, *held))
+    if cut:
+        say(f"too long for {config.prompt_tokens:,} tokens: {cut:,} prompts lose their first turns")
+    return Corpus(sources, unique([source.name for source in sources]), train, held)
 
 
 def with_completions(config: StageConfig, corpus: Corpus) -> StageConfig:

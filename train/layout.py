@@ -1,6 +1,6 @@
 """Between a training state as it runs and the trees in which it is stored."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,8 @@ from .guard import init_guard
 from .step import TrainState, state_shardings
 
 STORED = Execution(scan=True)
-MakeOptimizer = Callable[[Any], optax.GradientTransformation]
+MakeOptimizer = Callable[[str, Any], optax.GradientTransformation]
+Networks = DecoderConfig | Mapping[str, DecoderConfig]
 
 
 @dataclass(frozen=True)
@@ -45,17 +46,20 @@ class Layout:
 
 
 def make_layout(
-    config: DecoderConfig, execution: Execution, make_optimizer: MakeOptimizer, mesh: Mesh
+    networks: Networks, execution: Execution, make_optimizer: MakeOptimizer, mesh: Mesh
 ) -> Layout:
-    """The layout of one decoder's state. make_optimizer: from the groups of its parameters."""
-    optimizer = make_optimizer(param_groups(config, execution))
-    running = _abstract(config, execution, optimizer)
-    places = param_shardings(config, execution, mesh)
-    shardings = state_shardings(optimizer, running.params, places)
+    """The layout of a state: of one decoder's parameters, or of several under their names.
+    make_optimizer: from the name of a decoder ("" of a single one) and its parameters' groups."""
+    optimizer, running, shardings = _placed(
+        networks,
+        execution,
+        make_optimizer,
+        lambda config: param_shardings(config, execution, mesh),
+    )
     # The same state as a scanned decoder would hold it: that is how it is stored.
-    stacked = make_optimizer(param_groups(config, STORED))
-    stored = _abstract(config, STORED, stacked)
-    stored_places = state_shardings(stacked, stored.params, stored_shardings(config, mesh))
+    _, stored, stored_places = _placed(
+        networks, STORED, make_optimizer, lambda config: stored_shardings(config, mesh)
+    )
     target = jax.tree.map(
         lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
         _parts(to_tree(stored)),
@@ -64,11 +68,11 @@ def make_layout(
 
     @jax.jit
     def copied(state: TrainState) -> dict:
-        return jax.tree.map(jnp.copy, _parts(to_stored(to_tree(state), config)))
+        return jax.tree.map(jnp.copy, _parts(_stored(to_tree(state), networks)))
 
     def loaded(parts: dict) -> TrainState:
         tree = {"params": parts["params"], **parts["rest"]}
-        return serialization.from_state_dict(running, from_stored(tree, config, execution))
+        return serialization.from_state_dict(running, _running(tree, networks, execution))
 
     # Off the CPU, saving moves the arrays to the host before it returns; stacked ones need no copy.
     direct = execution.scanned and jax.default_backend() != "cpu"
@@ -79,6 +83,75 @@ def make_layout(
         (lambda state: _parts(to_tree(state))) if direct else copied,
         jax.jit(loaded, out_shardings=shardings),
     )
+
+
+def _placed(
+    networks: Networks,
+    execution: Execution,
+    make_optimizer: MakeOptimizer,
+    places_of: Callable[[DecoderConfig], Any],
+) -> tuple[optax.GradientTransformation, TrainState, TrainState]:
+    """(optimizer, shapes of the state, its shardings) as `execution` holds it."""
+    if isinstance(networks, DecoderConfig):
+        optimizer = make_optimizer("", param_groups(networks, execution))
+        state = _abstract(networks, execution, optimizer)
+        return optimizer, state, state_shardings(optimizer, state.params, places_of(networks))
+    each = {
+        name: _placed(
+            config, execution, lambda _, groups, n=name: make_optimizer(n, groups), places_of
+        )
+        for name, config in networks.items()
+    }
+    optimizer = per_network({name: one for name, (one, _, _) in each.items()})
+    together = [
+        states[0]._replace(
+            params={name: state.params for name, state in zip(each, states, strict=True)},
+            opt_state={name: state.opt_state for name, state in zip(each, states, strict=True)},
+        )
+        for states in zip(*((state, places) for _, state, places in each.values()), strict=True)
+    ]
+    return optimizer, together[0], together[1]
+
+
+def per_network(
+    optimizers: Mapping[str, optax.GradientTransformation],
+) -> optax.GradientTransformation:
+    """Each network's parameters moved by an optimiser of its own."""
+
+    def init(params: Any) -> dict:
+        return {name: one.init(params[name]) for name, one in optimizers.items()}
+
+    def update(updates: Any, state: dict, params: Any = None) -> tuple[dict, dict]:
+        moved, kept = {}, {}
+        for name, one in optimizers.items():
+            own = None if params is None else params[name]
+            moved[name], kept[name] = one.update(updates[name], state[name], own)
+        return moved, kept
+
+    return optax.GradientTransformation(init, update)
+
+
+def _stored(tree: Any, networks: Networks) -> Any:
+    """A state's tree with blocks stacked, those of each network by its own depth."""
+    if isinstance(networks, DecoderConfig):
+        return to_stored(tree, networks)
+    return _by_network(tree, networks, to_stored)
+
+
+def _running(tree: Any, networks: Networks, execution: Execution) -> Any:
+    """A stored tree in the layout that `execution` runs with."""
+    if isinstance(networks, DecoderConfig):
+        return from_stored(tree, networks, execution)
+    return _by_network(tree, networks, lambda one, config: from_stored(one, config, execution))
+
+
+def _by_network(tree: Any, networks: Mapping[str, DecoderConfig], change: Callable) -> Any:
+    """The tree with what stands under the networks' names changed."""
+    if not isinstance(tree, dict):
+        return tree
+    if set(tree) == set(networks):
+        return {name: change(tree[name], config) for name, config in networks.items()}
+    return {name: _by_network(value, networks, change) for name, value in tree.items()}
 
 
 def _abstract(

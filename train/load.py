@@ -4,6 +4,7 @@ import difflib
 import importlib.util
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import UserError
@@ -11,21 +12,26 @@ from .terms import Loss
 
 
 def load_loss(spec: str) -> Loss:
-    """The loss that `FILE.py:NAME` names. The file is run as a module of its own.
+    """The loss that `FILE.py:NAME` names (see `load_function`)."""
+    return load_function(spec, "--loss")
 
-    Raises `UserError` where the spec, the file or the name is wrong.
+
+def load_function(spec: str, flag: str) -> Callable:
+    """The function that `FILE.py:NAME` names. The file is run as a module of its own.
+
+    flag: what named it. Raises `UserError` where the spec, the file or the name is wrong.
     """
     path_text, colon, name = spec.rpartition(":")
     if not colon or not path_text or not name.isidentifier():
-        raise UserError(f"--loss {spec}: write FILE.py:NAME, the file and the function in it")
+        raise UserError(f"{flag} {spec}: write FILE.py:NAME, the file and the function in it")
     path = Path(path_text)
     if not path.is_file():
-        raise UserError(f"--loss {spec}: there is no file {path}")
+        raise UserError(f"{flag} {spec}: there is no file {path}")
     loss = getattr(_run(path), name, None)
     if loss is None:
-        raise UserError(f"--loss {spec}: {path} has no {name!r}{_nearest(name, path)}")
+        raise UserError(f"{flag} {spec}: {path} has no {name!r}{_nearest(name, path)}")
     if not callable(loss):
-        raise UserError(f"--loss {spec}: {name} in {path} is {type(loss).__name__}, not a function")
+        raise UserError(f"{flag} {spec}: {name} in {path} is {type(loss).__name__}, not a function")
     return loss
 
 

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import jax
 
 from ..data import prefetch
+from ..errors import UserError
 from .checkpoint import Checkpoints
 from .journal import Journal
 from .records import Lines
@@ -123,7 +124,12 @@ def train(
             for number, batch in zip(range(begin, plan.steps), batches, strict=True):
                 step = number + 1
                 trace.before(number)
-                state, metrics = plan.step(state, batch, plan.key)
+                try:
+                    state, metrics = plan.step(state, batch, plan.key)
+                except UserError:  # a reward function's: what was learnt is kept
+                    _save(state, number, plan, journal, checkpoints, samples, validation)
+                    checkpoints.finish()
+                    raise
                 journal.push(step, metrics)
                 trace.after(step, metrics)
                 validation = None
@@ -135,12 +141,7 @@ def train(
                 if asked and due(step, plan.eval_every, plan.steps):
                     journal.keep()
                 if due(step, plan.checkpoint_every or plan.eval_every, plan.steps) or asked:
-                    journal.pause()
-                    journal.sync()
-                    samples.sync()
-                    meta = {**plan.meta, "seconds": journal.seconds}
-                    checkpoints.save(step, plan.store(state), meta, validation)
-                    journal.resume()
+                    _save(state, step, plan, journal, checkpoints, samples, validation)
                 if asked:
                     checkpoints.finish()
                     raise StoppedError(step)
@@ -149,6 +150,25 @@ def train(
         batches.close()
         trace.close()
     return state
+
+
+def _save(
+    state: Any,
+    step: int,
+    plan: Plan,
+    journal: Journal,
+    checkpoints: Checkpoints,
+    samples: Lines,
+    validation: float | None,
+) -> None:
+    """A checkpoint of a step, unless there is one; what was recorded before it lies on disk."""
+    journal.pause()
+    journal.sync()
+    samples.sync()
+    if step not in checkpoints.steps():
+        meta = {**plan.meta, "seconds": journal.seconds}
+        checkpoints.save(step, plan.store(state), meta, validation)
+    journal.resume()
 
 
 def _catch_up(state: Any, begin: int, plan: Plan, journal: Journal, samples: Lines) -> None:

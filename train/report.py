@@ -121,6 +121,9 @@ def curves(lines: Sequence[dict]) -> list[str]:
         picture = curve(title, loss, points=_series(lines, name), wide=True)
         out.append(f'<figure class="wide">{picture}</figure>')
     for title, name, options in (
+        ("Score of answers", "reward_mean", {}),
+        ("KL to the reference, nats an answer", "kl_nats", {}),
+        ("Tokens of an answer", "response_tokens_mean", {}),
         ("Held-out accuracy", "val_accuracy", {"smooth": False}),
         ("Learning rate", "learning_rate", {"smooth": False}),
         ("Gradient norm", "grad_norm", {"log": True}),

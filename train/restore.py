@@ -34,6 +34,12 @@ def load_params(
     if not steps:
         raise UserError(f"{run.path}: no checkpoint in it yet")
     target = {"params": target_of(model, mesh)}
+    several = run.stage() == "ppo"  # its critic lies beside the policy, and nobody else needs it
+    if several:
+        target["params"] = {
+            "policy": target["params"],
+            "critic": target_of(run.config().critic, mesh),
+        }
     if which == "newest":
         found = checkpoints.newest_usable(target)
         assert found is not None
@@ -53,7 +59,7 @@ def load_params(
     check_tokenizer(run, run.tokenizer(), meta["tokenizer"])
     places = param_shardings(model, execution, mesh)
     load = jax.jit(lambda tree: from_stored(tree, model, execution), out_shardings=places)
-    return load(stored["params"]), meta
+    return load(stored["params"]["policy"] if several else stored["params"]), meta
 
 
 def target_of(model: DecoderConfig, mesh: Mesh) -> dict:

@@ -16,6 +16,7 @@ from ..errors import UserError
 from .checkpoint import Checkpoints
 from .config import (
     FREE_TO_CHANGE,
+    PpoConfig,
     PretrainConfig,
     RewardConfig,
     SftConfig,
@@ -35,7 +36,12 @@ METRICS, SAMPLES, SUMMARY, REPORT = (
     "report.html",
 )
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tokenizers", "numpy")
-STAGES = {"pretrain": PretrainConfig, "sft": SftConfig, "reward": RewardConfig}
+STAGES = {
+    "pretrain": PretrainConfig,
+    "sft": SftConfig,
+    "reward": RewardConfig,
+    "ppo": PpoConfig,
+}
 
 
 @dataclass(frozen=True)

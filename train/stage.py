@@ -4,6 +4,7 @@ Pretraining and the stages after it differ in where the decoder, the tokenizer a
 from; that is a `Stage`. All else is the same.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,16 +20,16 @@ from ..memory import keep_memory
 from ..model import Apply, check_mesh, make_apply, make_mesh, replicated
 from .check import check_loss
 from .checkpoint import Say
-from .config import StageConfig, with_steps
+from .config import PpoConfig, StageConfig, with_steps
 from .corpus import Corpus, check_tokenizer, with_completions
 from .events import Events
 from .hardware import describe, peak_flops
 from .journal import Journal
-from .layout import make_layout
+from .layout import Layout, Networks, make_layout
 from .load import load_loss
 from .loop import Plan, Signals, train
 from .losses import lm_loss
-from .optimizer import make_optimizer
+from .optimizer import OptimizerConfig, make_optimizer
 from .placing import local_rows, placer
 from .progress import duration, make_display
 from .records import write_json, write_text
@@ -54,6 +55,7 @@ from .terms import Loss
 
 Sampler = Callable[[Any, int], list[dict]]
 Evaluator = Callable[[Any, bool], dict]
+Stepper = Callable[[Any, tuple[int, Any], Array], tuple[Any, dict]]
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,10 @@ class Stage:
     evaluator: "Callable[[Trained, Callable[[], bool]], Evaluator] | None" = None
     """`evaluate(params, whole) -> figures` of the validation part, {} where the function given
     says that a signal has come; None: a language model's."""
+    networks: Callable[[Any], Networks] = lambda config: config.model
+    """The decoders that are trained."""
+    stepper: "Callable[[Trained, Layout, Tokenizer, Array, Say], Stepper] | None" = None
+    """`step(state, (number, batch), key) -> (state, metrics)`; None: a step of the loss."""
     finish: "Callable[[Trained, Run, Any, Array, Say], None] | None" = None
     """What is to be done with the parameters of the last step."""
 
@@ -123,7 +129,8 @@ def _run(stage: Stage, config: Any, signals: Signals) -> Path:
         check_same(run, stage.name, config)
     corpus = stage.open(config, tokenizer, say)
     model, length = config.model, config.row_length
-    batches = TrainBatches(corpus.train, corpus.weights, config.batch, length, config.seed)
+    wide = config.prompt_tokens if isinstance(config, PpoConfig) else length
+    batches = TrainBatches(corpus.train, corpus.weights, config.batch, wide, config.seed)
     config = with_completions(with_steps(config, batches.rows_per_epoch), corpus)
     for store, name in zip(corpus.train, corpus.names, strict=True):
         if store.replaced:
@@ -143,9 +150,9 @@ def _run(stage: Stage, config: Any, signals: Signals) -> Path:
 
     # ---- the state: fresh, or where the run left off
     layout = make_layout(
-        model,
+        stage.networks(config),
         config.execution,
-        lambda groups: make_optimizer(config.optimizer, config.steps, groups),
+        lambda network, groups: make_optimizer(*optimizer_of(config, network), groups),
         mesh,
     )
     checkpoints = run.checkpoints
@@ -191,20 +198,27 @@ def _run(stage: Stage, config: Any, signals: Signals) -> Path:
 
     # ---- the step, evaluation, samples
     apply = make_apply(model, config.execution, mesh)
-    step = make_step(
-        loss,
-        apply,
-        layout.optimizer,
-        accumulation=config.accumulation,
-        sources=corpus.names if len(corpus.names) > 1 else (),
-        guard=config.guard,
-        shardings=layout.shardings,
-    )
     trained = Trained(config, corpus, apply, layout.shardings.params, mesh, place)
     evaluate_params = (stage.evaluator or language_evaluator)(trained, lambda: signals.asked)
 
     def evaluate(state: Any, whole: bool) -> dict:
         return evaluate_params(state.params, whole)
+
+    if stage.stepper:
+        step = stage.stepper(trained, layout, tokenizer, key, say)
+    else:
+        step_of_loss = make_step(
+            loss,
+            apply,
+            layout.optimizer,
+            accumulation=config.accumulation,
+            sources=corpus.names if len(corpus.names) > 1 else (),
+            guard=config.guard,
+            shardings=layout.shardings,
+        )
+
+        def step(state: Any, numbered: tuple[int, Any], key: Array) -> tuple[Any, dict]:
+            return step_of_loss(state, numbered[1], key)
 
     sample = stage.sampler(config, tokenizer, stream(key, "samples"), say)
     mine = local_rows(mesh, config.batch)
@@ -214,7 +228,7 @@ def _run(stage: Stage, config: Any, signals: Signals) -> Path:
 
     plan = Plan(
         step=step,
-        batch=lambda number: place(batches.batch(number, mine)),
+        batch=lambda number: (number, place(batches.batch(number, mine))),
         key=stream(key, "training"),
         steps=config.steps,
         evaluate=evaluate,
@@ -264,6 +278,17 @@ def _run(stage: Stage, config: Any, signals: Signals) -> Path:
     for line in closing(summary, samples.read()):
         say(line)
     return run.path
+
+
+def optimizer_of(config: Any, network: str) -> tuple[OptimizerConfig, int]:
+    """The settings of the optimiser that moves a network, and its updates in the whole run."""
+    if not isinstance(config, PpoConfig):
+        return config.optimizer, config.steps
+    rate = config.critic_learning_rate
+    if network == "critic" and rate is not None:
+        own = dataclasses.replace(config.optimizer, learning_rate=rate)
+        return own, config.updates
+    return config.optimizer, config.updates
 
 
 def language_evaluator(trained: Trained, asked: Callable[[], bool]) -> Evaluator:

@@ -221,9 +221,9 @@ def make_step(
             params, opt_state = jax.lax.cond(accept, move, lambda *old: old, params, opt_state)
         metrics = {"loss": value, **_figures(terms, batch, sources)}
         metrics |= {"grad_norm": norm, "skipped": remembered.skipped.astype(jnp.float32)}
-        rate = optax.tree.get(opt_state, "learning_rate")
-        if rate is not None:
-            metrics["learning_rate"] = jnp.float32(rate)
+        rates = [rate for _, rate in optax.tree.get_all_with_path(opt_state, "learning_rate")]
+        if rates:  # of several networks, the first one's
+            metrics["learning_rate"] = jnp.float32(rates[0])
         return TrainState(state.step + 1, params, opt_state, remembered), metrics
 
     if shardings is None:
