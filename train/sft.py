@@ -52,4 +52,11 @@ def sampler(config: SftConfig, tokenizer: Tokenizer, key: Array, say: Say) -> Sa
     return sample
 
 
-SFT = Stage("sft", settle_on, open_chats, begin_from, sampler, lambda tokenizer: {TEMPLATE: JINJA})
+SFT = Stage(
+    "sft",
+    settle_on,
+    open_chats,
+    begin_from,
+    sampler,
+    files=lambda tokenizer: {TEMPLATE: JINJA},
+)

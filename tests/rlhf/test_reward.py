@@ -8,58 +8,17 @@ import numpy as np
 import pytest
 
 from aludel.errors import UserError
-from aludel.model import DecoderConfig, Execution, MeshConfig, make_apply, make_mesh
+from aludel.model import Execution, MeshConfig, make_apply, make_mesh
 from aludel.rlhf.normalise import load_reward
 from aludel.rlhf.quality import calibration_error, quality
 from aludel.rlhf.ranking import scores_at
 from aludel.rlhf.reward import reward
 from aludel.train import OptimizerConfig
-from aludel.train.config import PretrainConfig, RewardConfig, SftConfig
-from aludel.train.pretrain import pretrain
+from aludel.train.config import RewardConfig
 from aludel.train.restore import load_params
 from aludel.train.run import Run
-from aludel.train.sft import sft
 
-QUIET = dict(
-    tensorboard=False, sample_tokens=8, mesh=MeshConfig(data=1, fsdp=1, tensor=1), prompts=()
-)
-
-
-def write(path, records):
-    path.write_text("\n".join(map(json.dumps, records)))
-    return str(path)
-
-
-@pytest.fixture(scope="module")
-def tuned(tmp_path_factory):
-    """A tiny run that was tuned on conversations."""
-    folder = tmp_path_factory.mktemp("tuned")
-    (folder / "text.txt").write_text("yes no " * 300)
-    base = pretrain(
-        PretrainConfig(
-            model=DecoderConfig(layers=2, width=32, heads=2, context=32),
-            data=(f"text:{folder / 'text.txt'}",),
-            tokenizer="byte",
-            steps=2,
-            batch=4,
-            eval_every=0,
-            out=str(folder / "base"),
-            **QUIET,
-        )
-    )
-    chats = [{"instruction": "say", "output": word} for word in ("yes", "no", "y", "nn") * 8]
-    return sft(
-        SftConfig(
-            init=str(base),
-            data=("chat:" + write(folder / "chats.jsonl", chats),),
-            epochs=4.0,
-            batch=2,
-            optimizer=OptimizerConfig(learning_rate=1e-2),
-            eval_every=0,
-            out=str(folder / "sft"),
-            **QUIET,
-        )
-    )
+from .conftest import QUIET, write_records
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +32,7 @@ def pairs(tmp_path_factory):
         ranks = [sum(other > mine for other in share) for mine in share]
         if len(set(ranks)) > 1:
             records.append({"prompt": f"say {number}", "completions": texts, "ranks": ranks})
-    return write(tmp_path_factory.mktemp("pairs") / "pairs.jsonl", records)
+    return write_records(tmp_path_factory.mktemp("pairs") / "pairs.jsonl", records)
 
 
 def config_of(tuned, pairs, out, **changes) -> RewardConfig:

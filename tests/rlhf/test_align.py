@@ -1,0 +1,217 @@
+"""PPO from a tuned run: it learns, goes on exactly where it was, and tells mistakes in a line."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from aludel.errors import UserError
+from aludel.model import DecoderConfig, Execution, MeshConfig, make_mesh
+from aludel.rlhf.align import ppo
+from aludel.rlhf.reward import reward
+from aludel.train import OptimizerConfig
+from aludel.train.config import PpoConfig, PretrainConfig, RewardConfig
+from aludel.train.pretrain import pretrain
+from aludel.train.restore import load_params
+from aludel.train.run import Run
+from aludel.train.samples import sample_run
+
+from .conftest import QUIET, write_records
+
+REWARDS = """
+def share_of_y(prompts, completions):
+    assert all(prompt.startswith("say") for prompt in prompts)
+    return [text.count("y") / max(len(text), 1) for text in completions]
+
+def broken(prompts, completions):
+    return [1 / 0 for _ in prompts]
+
+def few(prompts, completions):
+    return [1.0]
+
+def words(prompts, completions):
+    return ["good" for _ in prompts]
+
+calls = []
+
+def nan_later(prompts, completions):
+    calls.append(1)
+    return [float("nan") if len(calls) > 2 else 0.5] * len(prompts)
+"""
+TIMES = ("seconds", "samples_per_second", "tokens_per_second", "mfu")
+
+
+@pytest.fixture(scope="module")
+def rewards(tmp_path_factory):
+    path = tmp_path_factory.mktemp("rewards") / "rewards.py"
+    path.write_text(REWARDS)
+    return path
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory):
+    records = [{"prompt": "say" + " please" * (n % 3)} for n in range(64)]
+    return write_records(tmp_path_factory.mktemp("prompts") / "prompts.jsonl", records)
+
+
+def config_of(tuned, prompts, out, **changes) -> PpoConfig:
+    settings = dict(
+        init=str(tuned),
+        data=(f"chat:{prompts}",),
+        steps=4,
+        batch=16,
+        passes=2,
+        minibatches=2,
+        new_tokens=6,
+        temperature=0.8,
+        kl=0.01,
+        context=40,
+        without_stop=None,
+        optimizer=OptimizerConfig(learning_rate=1e-3, eps=1e-5),
+        critic_learning_rate=3e-3,
+        eval_every=0,
+        checkpoint_every=2,
+        out=str(out),
+        **QUIET,
+    )
+    return PpoConfig(**{**settings, **changes})
+
+
+def lines_of(run) -> list[dict]:
+    """metrics.jsonl without what a clock tells."""
+    found = []
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        values = json.loads(line)
+        found.append({name: x for name, x in values.items() if not name.startswith(TIMES)})
+    return found
+
+
+def test_the_score_rises(tuned, prompts, rewards, tmp_path):
+    run = ppo(
+        config_of(
+            tuned, prompts, tmp_path / "run", reward_fn=f"{rewards}:share_of_y", steps=30, batch=32
+        )
+    )
+    scores = [line["reward_mean"] for line in lines_of(run) if "reward_mean" in line]
+    assert len(scores) == 30 and np.mean(scores[-3:]) > np.mean(scores[:3]) + 0.2, scores
+    first = next(line for line in lines_of(run) if line["step"] == 1)
+    assert abs(first["kl_nats"]) < 1e-3  # the policy is still its reference
+    assert "Score of answers" in (run / "report.html").read_text()
+    # The run is the policy's: it is sampled from like any other.
+    texts = sample_run(
+        str(run), ["say"], tokens=6, temperature=0.0, top_k=0, top_p=1.0, seed=0, stop=[], count=1,
+        checkpoint="newest",
+    )  # fmt: skip
+    assert texts[0].startswith("say\n")
+
+
+def test_it_goes_on_exactly_where_it_was(tuned, prompts, rewards, tmp_path):
+    whole = config_of(tuned, prompts, tmp_path / "whole", reward_fn=f"{rewards}:share_of_y")
+    ppo(whole)
+    parts = dataclasses.replace(whole, out=str(tmp_path / "parts"))
+    with pytest.MonkeyPatch.context() as patch:
+        from aludel.train.loop import train
+
+        def shorter(state, begin, plan, *rest):
+            train(state, begin, dataclasses.replace(plan, steps=2), *rest)
+            raise KeyboardInterrupt
+
+        patch.setattr("aludel.train.stage.train", shorter)
+        with pytest.raises(KeyboardInterrupt):
+            ppo(parts)
+    ppo(parts)
+    assert lines_of(tmp_path / "parts") == lines_of(tmp_path / "whole")
+
+
+def test_with_a_reward_run(tuned, prompts, tmp_path):
+    records = [
+        {"prompt": f"say {n}", "chosen": "y" * (1 + n % 5), "rejected": "n" * (1 + n % 4)}
+        for n in range(60)
+    ]
+    judge = reward(
+        RewardConfig(
+            init=str(tuned),
+            data=("pairs:" + write_records(tmp_path / "pairs.jsonl", records),),
+            steps=20,
+            batch=8,
+            context=40,
+            optimizer=OptimizerConfig(learning_rate=1e-2),
+            eval_every=0,
+            out=str(tmp_path / "judge"),
+            **QUIET,
+        )
+    )
+    config = config_of(tuned, prompts, tmp_path / "run", reward=str(judge), steps=2)
+    run = ppo(config)
+    stored = json.loads((run / "config.json").read_text())
+    assert stored["critic"]["scalar_head"] and stored["stage"] == "ppo"
+    lines = [line for line in lines_of(run) if "reward_mean" in line]
+    # Normalised on this policy's answers (to other prompts): neither far from 0 nor all the same.
+    assert len(lines) == 2 and abs(lines[0]["reward_mean"]) < 2
+    # The policy of the first checkpoint differs from the run that it began with.
+    mesh = make_mesh(MeshConfig(data=1, fsdp=1, tensor=1))
+    after, _ = load_params(Run(run), mesh, Execution())
+    before, _ = load_params(Run(tuned), mesh, Execution())
+    assert set(after) == set(before)
+    moved = jax.tree.map(lambda a, b: float(abs(a - b).max()), after, before)
+    assert max(jax.tree.leaves(moved)) > 1e-5
+
+
+def test_a_failing_reward_is_told_and_the_run_is_saved(tuned, prompts, rewards, tmp_path):
+    config = config_of(tuned, prompts, tmp_path / "run", reward_fn=f"{rewards}:nan_later")
+    with pytest.raises(UserError, match="returned nan for an answer to 'say"):
+        ppo(dataclasses.replace(config, checkpoint_every=100))
+    assert Run(tmp_path / "run").checkpoints.steps() == [2]
+    assert [line["step"] for line in lines_of(tmp_path / "run")] == [0, 1, 2]
+
+
+def test_mistakes(tuned, prompts, rewards, tmp_path):
+    for changes, message in (
+        ({}, "either --reward RUN or --reward-fn"),
+        ({"reward": "a", "reward_fn": "b"}, "either --reward RUN or --reward-fn"),
+        ({"reward": str(tuned)}, "a run of aludel sft, not of aludel reward"),
+        ({"reward_fn": f"{rewards}:shares"}, "has no 'shares'"),
+        ({"reward_fn": f"{rewards}:broken"}, r"rewards\.py:7: ZeroDivisionError"),
+        ({"reward_fn": f"{rewards}:few"}, "returned 1 numbers for 16 answers"),
+        ({"reward_fn": f"{rewards}:words"}, "one number for each answer"),
+        ({"reward_fn": f"{rewards}:few", "context": 16}, "last turn does not fit 10 tokens"),
+        ({"reward_fn": f"{rewards}:few", "context": 12}, "leave no room for prompts"),
+        ({"reward_fn": f"{rewards}:few", "steps": 0}, "name the iterations with --steps"),
+    ):
+        out = tmp_path / str(abs(hash(message + str(changes))))
+        with pytest.raises(UserError, match=message):
+            ppo(config_of(tuned, prompts, out, **changes))
+    with pytest.raises(UserError, match="does not divide into 3 minibatches"):
+        config_of(tuned, prompts, tmp_path, minibatches=3)
+
+
+def test_a_reward_run_with_another_tokenizer_is_refused(tuned, prompts, tmp_path):
+    (tmp_path / "text.txt").write_text("yes no say please " * 300)
+    base = pretrain(
+        PretrainConfig(
+            model=DecoderConfig(layers=1, width=16, heads=2, context=32),
+            data=(f"text:{tmp_path / 'text.txt'}",),
+            tokenizer="bpe:300",
+            steps=1,
+            batch=4,
+            eval_every=0,
+            out=str(tmp_path / "base"),
+            **QUIET,
+        )
+    )
+    records = [{"prompt": f"say {n}", "chosen": "yes", "rejected": "no"} for n in range(20)]
+    judge = reward(
+        RewardConfig(
+            init=str(base),
+            data=("pairs:" + write_records(tmp_path / "pairs.jsonl", records),),
+            steps=1,
+            batch=4,
+            eval_every=0,
+            out=str(tmp_path / "judge"),
+            **QUIET,
+        )
+    )
+    with pytest.raises(UserError, match="its tokenizer is not the policy's"):
+        ppo(config_of(tuned, prompts, tmp_path / "run", reward=str(judge)))
