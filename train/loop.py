@@ -127,8 +127,10 @@ def train(
                 try:
                     state, metrics = plan.step(state, batch, plan.key)
                 except UserError:  # a reward function's: what was learnt is kept
-                    _save(state, number, plan, journal, checkpoints, samples, validation)
                     checkpoints.finish()
+                    if number and number not in checkpoints.steps():
+                        _save(state, number, plan, journal, checkpoints, samples, validation)
+                        checkpoints.finish()
                     raise
                 journal.push(step, metrics)
                 trace.after(step, metrics)
@@ -161,13 +163,12 @@ def _save(
     samples: Lines,
     validation: float | None,
 ) -> None:
-    """A checkpoint of a step, unless there is one; what was recorded before it lies on disk."""
+    """A checkpoint of a step; what was recorded before it lies on disk."""
     journal.pause()
     journal.sync()
     samples.sync()
-    if step not in checkpoints.steps():
-        meta = {**plan.meta, "seconds": journal.seconds}
-        checkpoints.save(step, plan.store(state), meta, validation)
+    meta = {**plan.meta, "seconds": journal.seconds}
+    checkpoints.save(step, plan.store(state), meta, validation)
     journal.resume()
 
 

@@ -17,7 +17,9 @@ from aludel.train import GuardConfig, OptimizerConfig
 from aludel.train.config import (
     FREE_TO_CHANGE,
     FineTuneConfig,
+    PpoConfig,
     PretrainConfig,
+    RewardConfig,
     SftConfig,
     StageConfig,
     difference,
@@ -52,6 +54,8 @@ def test_fewer_than_100_keys_beside_the_decoder():
         SftConfig,
         FineTuneConfig,
         StageConfig,
+        RewardConfig,
+        PpoConfig,
         DecoderConfig,
         OptimizerConfig,
         GuardConfig,
