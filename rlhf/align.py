@@ -27,6 +27,7 @@ from ..train.config import PpoConfig
 from ..train.corpus import open_prompts
 from ..train.finetune import begin_from, settle_on
 from ..train.layout import Layout
+from ..train.load import load_function
 from ..train.run import TEMPLATE, Run, find_run
 from ..train.sft import sampler as sampler_of_answers
 from ..train.stage import Evaluator, Sampler, Stage, Stepper, Trained, run_stage
@@ -108,7 +109,11 @@ def stepper(
         "critic": make_apply(config.critic, config.execution, mesh),
     }
     update = make_step(
-        ppo_loss(clip=config.clip, value_clip=config.value_clip),
+        ppo_loss(
+            clip=config.clip,
+            value_clip=config.value_clip,
+            per_token=load_function(config.loss, "--loss") if config.loss else None,
+        ),
         apply,
         layout.optimizer,
         accumulation=config.accumulation,

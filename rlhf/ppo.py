@@ -52,14 +52,16 @@ def ppo_loss(
     value_clip: float = VALUE_CLIP,
     value_scale: float = VALUE_SCALE,
     ptx: float = 0.0,
+    per_token: PerToken | None = None,
 ) -> Loss:
     """One loss of two networks: `apply` and `params` are mappings with `policy` and `critic`.
 
     The batch holds what `clipped` needs, and `old_values` and `returns` [rows, time]. With ptx > 0
     it also holds `ptx`, a batch of pretraining rows [rows, k, time], whose next-token loss enters
-    with that factor (InstructGPT: 27.8, with eight of them to a response).
+    with that factor (InstructGPT: 27.8, with eight of them to a response). per_token: the policy's
+    loss in place of the clipped one; `out` holds `logp` and `entropy`.
     """
-    per_token = clipped(clip)
+    per_token = per_token or clipped(clip)
 
     @objective(surrogate=True, policy=1.0, value=value_scale, **({"ptx": ptx} if ptx else {}))
     def loss(apply, params, batch, key):

@@ -38,7 +38,7 @@ class StageConfig:
     guard: GuardConfig = GuardConfig()
     """When a step is skipped."""
     loss: str = ""
-    """A loss of your own, FILE.py:NAME; empty: the stage's."""
+    """A loss of your own, FILE.py:NAME; empty: the stage's. Of PPO, the policy's by token."""
     z_loss: float = 0.0
     """Factor of the squared log-normaliser in the language-model loss (PaLM: 1e-4); 0: none."""
     mesh: MeshConfig = MeshConfig()
@@ -264,8 +264,6 @@ class PpoConfig(FineTuneConfig):
                 f"batch = {self.batch} does not divide into {self.minibatches} minibatches of "
                 f"{self.accumulation} microbatches"
             )
-        if self.loss:
-            raise UserError("ppo has its own loss: leave loss out")
 
     @property
     def prompt_tokens(self) -> int:

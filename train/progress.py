@@ -39,7 +39,10 @@ def make_display(stream: TextIO | None = None) -> Display:
 def summary(figures: dict) -> str:
     """The figures of a step, in words: loss 3.21 · val 3.30 · 12,345 tokens/s · MFU 31%."""
     parts = []
-    if figures.get("loss_nats") is not None:
+    if figures.get("reward_mean") is not None:  # of PPO, whose loss says nothing
+        parts.append(f"score {figures['reward_mean']:.3f}")
+        parts.append(f"KL {figures['kl_nats']:.2f} nats")
+    elif figures.get("loss_nats") is not None:
         parts.append(f"loss {figures['loss_nats']:.4f}")
     validation = validation_of(figures)
     if validation is not None:
@@ -137,7 +140,9 @@ class Plain:
             return
         self._last = now
         tail = "" if left is None or step == self._steps else f" · {duration(left)} left"
-        self.note(f"step {step:,}/{self._steps:,} · {summary(figures)}{tail}")
+        shown = summary(figures)
+        middle = f" · {shown}" if shown else ""
+        self.note(f"step {step:,}/{self._steps:,}{middle}{tail}")
 
     def note(self, line: str) -> None:
         """See Display."""

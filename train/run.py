@@ -153,9 +153,13 @@ def record_provenance(run: Run, digests: dict[str, Any], step: int, parent: str 
     the run's beginning."""
     before = run.read(PROVENANCE)
     known = before.get("digests", {})
-    for name in ("tokenizer", "data", "validation", "loss"):
+    for name in ("tokenizer", "data", "validation", "loss", "reward_fn"):
         if name in known and known[name] != digests.get(name):
-            what = {"data": "text", "validation": "validation text"}.get(name, name)
+            what = {
+                "data": "text",
+                "validation": "validation text",
+                "reward_fn": "reward function's file",
+            }.get(name, name)
             raise UserError(
                 f"{run.path}: the {what} has changed since the run began (digest "
                 f"{_short(known[name])} there, {_short(digests.get(name))} here); bring it back, "

@@ -25,6 +25,7 @@ from .run import SUMMARY, Run
 # The share of peak FLOP/s that a step reaches, for an estimate before anything was measured.
 CPU_UTILIZATION = 0.35
 ACCELERATOR_UTILIZATION = 0.4
+FILLED_IN = ("model.", "critic.")  # settings that a run gives itself, out of the one it begins with
 
 
 def expected_seconds(
@@ -162,7 +163,11 @@ def dry_run(config: StageConfig) -> list[str]:
     mesh = make_mesh(config.mesh)
     check_mesh(config.model.heads, config.batch // config.accumulation, mesh)
     devices = list(mesh.devices.flat)
-    settings = [(name, str(value)) for name, value in flatten(to_json(config)).items()]
+    settings = [
+        (name, str(value))
+        for name, value in flatten(to_json(config)).items()
+        if not name.startswith("critic.")
+    ]
     rows = [*model_rows(config.model), *training_rows(config)]
     peak = peak_flops(devices)
     seconds = expected_seconds(config, config.steps, devices, peak)
@@ -175,7 +180,7 @@ def describe_config(config: StageConfig) -> list[str]:
     """`aludel info CONFIG`."""
     if isinstance(config, FineTuneConfig) and not config.init:
         settings = flatten(to_json(config))
-        own = [(name, str(x)) for name, x in settings.items() if not name.startswith("model.")]
+        own = [(n, str(x)) for n, x in settings.items() if not n.startswith(FILLED_IN)]
         return [*table(own), "", "the decoder is that of the run named with --init"]
     config = with_expected_model(config)
     rows = [*model_rows(config.model), *training_rows(config)]

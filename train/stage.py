@@ -144,9 +144,11 @@ def _run(stage: Stage, config: Any, signals: Signals) -> Path:
     mesh = make_mesh(config.mesh)
     check_mesh(model.heads, config.batch // config.accumulation, mesh)
     place = placer(mesh)
-    loss = load_loss(config.loss) if config.loss else stage.loss(config)
-    if config.loss and stage.evaluator is None:  # it tries losses of text
-        check_loss(loss)
+    loss = stage.loss(config)
+    if config.loss and not stage.stepper:
+        loss = load_loss(config.loss)
+        if stage.evaluator is None:  # it tries losses of text
+            check_loss(loss)
 
     # ---- the state: fresh, or where the run left off
     layout = make_layout(
@@ -190,6 +192,8 @@ def _run(stage: Stage, config: Any, signals: Signals) -> Path:
     }
     if config.loss:
         digests["loss"] = file_digest(config.loss.rpartition(":")[0])
+    if isinstance(config, PpoConfig) and config.reward_fn:
+        digests["reward_fn"] = file_digest(config.reward_fn.rpartition(":")[0])
     record_provenance(run, digests, begin, parent)
     write_config(run, stage.name, config)
     if resumes:

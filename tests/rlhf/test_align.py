@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -165,6 +167,22 @@ def test_a_failing_reward_is_told_and_the_run_is_saved(tuned, prompts, rewards, 
         ppo(dataclasses.replace(config, checkpoint_every=100))
     assert Run(tmp_path / "run").checkpoints.steps() == [2]
     assert [line["step"] for line in lines_of(tmp_path / "run")] == [0, 1, 2]
+
+
+def test_the_algorithm_that_the_docs_show(tuned, prompts, rewards, tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "losses.md").read_text()
+    code = re.search(r"```python\n# smooth\.py\n(.*?)```", text, re.S).group(1)
+    assert len(code.strip().splitlines()) <= 40
+    (tmp_path / "smooth.py").write_text(code)
+    plain = config_of(tuned, prompts, tmp_path / "plain", reward_fn=f"{rewards}:share_of_y")
+    own = dataclasses.replace(plain, loss=f"{tmp_path / 'smooth.py'}:smooth")
+    ppo(plain)
+    ppo(dataclasses.replace(own, out=str(tmp_path / "own")))
+    # The first answers are the same, and what is learnt from them is not.
+    first, last = ([lines_of(tmp_path / name)[at] for name in ("plain", "own")] for at in (1, -1))
+    assert first[0]["reward_mean"] == first[1]["reward_mean"]
+    assert last[0]["grad_norm"] != last[1]["grad_norm"]
+    assert first[1]["away"] >= 0 and "clip_fraction" not in first[1]
 
 
 def test_mistakes(tuned, prompts, rewards, tmp_path):

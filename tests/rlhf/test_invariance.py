@@ -1,0 +1,120 @@
+"""The losses of the later stages are the same on 8 simulated devices, split in any way."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from aludel.model import (
+    DecoderConfig,
+    Execution,
+    MeshConfig,
+    init_params,
+    make_apply,
+    make_mesh,
+    param_shardings,
+)
+from aludel.rlhf import dpo_loss, grpo_loss, ppo_loss, ranking_loss, rloo_loss
+from aludel.train import lm_loss, make_loss_and_grads
+from aludel.train.placing import placer
+
+ROWS, TIME, VOCAB = 16, 12, 16
+SHAPE = dict(vocab_size=VOCAB, layers=1, width=16, heads=4, mlp_width=32, context=TIME)
+EXECUTION = Execution(scan=False, attention="plain")
+NETWORKS = {"policy": DecoderConfig(**SHAPE), "critic": DecoderConfig(**SHAPE, scalar_head=True)}
+# float32 sums in another order, as in the suite of pretraining.
+LOSS_ROUNDING, GRADIENT_ROUNDING = 2e-6, 1e-5
+
+
+def text(rng, *lead):
+    """Rows of tokens, some of them counted."""
+    shape = (*lead, TIME)
+    return {
+        "tokens": rng.integers(0, VOCAB, shape).astype(np.int32),
+        "targets": rng.integers(0, VOCAB, shape).astype(np.int32),
+        "loss_mask": (rng.random(shape) < 0.6).astype(np.float32),
+    }
+
+
+def ppo_case(rng):
+    batch = text(rng, ROWS)
+    for name in ("advantages", "old_values", "returns"):
+        batch[name] = rng.normal(size=(ROWS, TIME)).astype(np.float32)
+    batch["old_logp"] = (rng.normal(size=(ROWS, TIME)) * 0.1 - 2.8).astype(np.float32)
+    batch["temperature"] = rng.uniform(0.7, 1.3, ROWS).astype(np.float32)
+    return ppo_loss(ptx=2.0), {**batch, "ptx": text(rng, ROWS, 2)}
+
+
+def group_case(loss):
+    def case(rng):
+        batch = text(rng, ROWS, 3)
+        for name in ("old_logp", "ref_logp"):
+            batch[name] = (rng.normal(size=(ROWS, 3, TIME)) * 0.1 - 2.8).astype(np.float32)
+        batch["reward"] = rng.normal(size=(ROWS, 3)).astype(np.float32)
+        return loss, batch
+
+    return case
+
+
+def ranking_case(rng):
+    batch = {"tokens": text(rng, ROWS, 3)["tokens"]}
+    batch["last"] = rng.integers(0, TIME, (ROWS, 3)).astype(np.int32)
+    batch["ranks"] = rng.integers(-1, 3, (ROWS, 3)).astype(np.int32)
+    return ranking_loss(), batch
+
+
+def dpo_case(rng):
+    batch = text(rng, ROWS, 2)
+    batch["ref_logp"] = rng.normal(size=(ROWS, 2)).astype(np.float32) - 15
+    return dpo_loss(likelihood=0.1), batch
+
+
+def sft_case(rng):
+    batch = text(rng, ROWS)
+    segments = np.sort(rng.integers(1, 4, (ROWS, TIME)), axis=1).astype(np.int32)
+    return lm_loss(), {**batch, "segment_ids": segments}
+
+
+CASES = {
+    "sft": sft_case,
+    "ranking": ranking_case,
+    "ppo": ppo_case,
+    "dpo": dpo_case,
+    "grpo": group_case(grpo_loss()),
+    "rloo": group_case(rloo_loss()),
+}
+SPLITS = [("data8", MeshConfig(data=8), 1), ("data4 tensor2", MeshConfig(data=4, tensor=2), 2)]
+
+
+@functools.cache
+def computed(name, mesh_config, accumulation):
+    """(loss, gradients) of a case."""
+    loss, batch = CASES[name](np.random.default_rng(7))
+    several = name == "ppo"
+    configs = NETWORKS if several else {"": NETWORKS["critic" if name == "ranking" else "policy"]}
+    devices = jax.devices()[:1] if mesh_config is None else jax.devices()[:8]
+    mesh = make_mesh(mesh_config or MeshConfig(data=1), devices)
+    params, places, apply = {}, {}, {}
+    for number, (network, config) in enumerate(configs.items()):
+        params[network] = init_params(config, EXECUTION, jax.random.key(number), mesh)
+        places[network] = param_shardings(config, EXECUTION, mesh)
+        apply[network] = make_apply(config, EXECUTION, mesh)
+    if not several:
+        params, places, apply = params[""], places[""], apply[""]
+    function = jax.jit(make_loss_and_grads(loss, apply, accumulation, places))
+    value, grads, _ = function(params, placer(mesh)(batch), None)
+    return float(value), jax.device_get(grads)
+
+
+@pytest.mark.parametrize("split", [case[0] for case in SPLITS])
+@pytest.mark.parametrize("name", CASES)
+def test_loss_and_gradients_do_not_depend_on_the_split(name, split):
+    _, mesh, accumulation = next(case for case in SPLITS if case[0] == split)
+    value, grads = computed(name, None, 1)
+    other, other_grads = computed(name, mesh, accumulation)
+    assert other == pytest.approx(value, rel=LOSS_ROUNDING, abs=LOSS_ROUNDING)
+    size = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(grads))
+    for one, two in zip(jax.tree.leaves(grads), jax.tree.leaves(other_grads), strict=True):
+        np.testing.assert_allclose(one, two, atol=GRADIENT_ROUNDING * size)
