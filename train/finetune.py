@@ -59,13 +59,15 @@ def with_decoder(config: Any, model: DecoderConfig, tokenizer: Tokenizer) -> Any
 
 def begin_from(config: FineTuneConfig, mesh: Mesh, key: Array) -> tuple[Any, str]:
     """(parameters of the run that the settings name, grown to the vocabulary; which they are).
-    A scalar head is new where the run has none."""
+    A scalar head is new where the run has none, and left out where none is trained."""
     parent = parent_of(config)
     old, execution = parent.config().model, config.execution
     params, meta = load_params(parent, mesh, execution, config.init_checkpoint)
     size = config.model.vocab_size
     params = grow_vocab(params, old, size, stream(key, "vocabulary"), execution, mesh)
-    if config.model.scalar_head and not old.scalar_head:
+    if not config.model.scalar_head:
+        params = {name: value for name, value in params.items() if name != "scalar_head"}
+    elif not old.scalar_head:
         fresh = init_params(config.model, execution, stream(key, "scalar head"), mesh)
         params = {**params, "scalar_head": fresh["scalar_head"]}
     return params, f"{parent.path} at step {meta['step']:,}"

@@ -14,7 +14,8 @@ from aludel.rlhf.quality import calibration_error, quality
 from aludel.rlhf.ranking import scores_at
 from aludel.rlhf.reward import reward
 from aludel.train import OptimizerConfig
-from aludel.train.config import RewardConfig
+from aludel.train.config import RewardConfig, SftConfig
+from aludel.train.finetune import begin_from, settled
 from aludel.train.restore import load_params
 from aludel.train.run import Run
 
@@ -109,6 +110,19 @@ def test_normalised_scores_of_fresh_answers(trained, tuned):
     scores = np.asarray(scores_at(value, last))
     # 64 draws here and some 140 there: five standard errors of the mean are .76.
     assert abs(scores.mean()) < 0.76 and 0.6 < scores.std() < 1.6
+
+
+def test_a_reward_run_may_be_tuned_again(trained, tuned, tmp_path):
+    """As a policy it loses its scalar head, as a reward model it keeps it."""
+    mesh = make_mesh(MeshConfig(data=1, fsdp=1, tensor=1))
+    for kind, there in ((SftConfig, False), (RewardConfig, True)):
+        config, _ = settled(kind(init=str(trained), out=str(tmp_path)))
+        params, parent = begin_from(config, mesh, jax.random.key(0))
+        assert ("scalar_head" in params) == config.model.scalar_head == there
+        assert parent.startswith(str(trained))
+    before, _ = load_params(Run(trained), mesh, Execution(), "best")
+    kept = params["scalar_head"]["kernel"]
+    np.testing.assert_array_equal(kept, before["scalar_head"]["kernel"])
 
 
 def test_quality_by_hand():
