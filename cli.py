@@ -25,6 +25,7 @@ usage: aludel COMMAND ...
   reward CONFIG --init RUN   a reward model, from comparisons: --data pairs:PATH
   ppo CONFIG --init RUN      PPO with --reward RUN or --reward-fn FILE.py:NAME
   sample RUN --prompt TEXT   let a run write
+  chat RUN                   talk with it
   eval RUN --data SOURCE     nats per token, perplexity, bits per byte
   info CONFIG|RUN            shapes, parameters, FLOPs, memory
   data build|info|check      token stores: make them, describe one, verify its checksums
@@ -261,6 +262,45 @@ def sample(args: list[str]) -> int:
     return 0
 
 
+def chat(args: list[str]) -> int:
+    """Talk with a run."""
+    parser = Parser("aludel chat", description="Talk with a run.", allow_abbrev=False)
+    parser.add_argument("run", help="the run folder")
+    parser.add_argument("--system", default="", help="a message that stands before all others")
+    parser.add_argument("--tokens", type=int, default=128, help="of an answer at most (128)")
+    parser.add_argument(
+        "--temperature", type=float, default=0.7, help="0 takes the likeliest (0.7)"
+    )
+    parser.add_argument("--top-k", type=int, default=0, help="among the k likeliest; 0: all (0)")
+    parser.add_argument(
+        "--top-p", type=float, default=0.95, help="among the likeliest of mass p (.95)"
+    )
+    parser.add_argument("--seed", type=int, default=None, help="for the same answers again")
+    parser.add_argument("--checkpoint", default="newest", help="newest, best or a step (newest)")
+    options = parser.parse(args)
+    keep_memory()
+    from .model import SamplingConfig
+    from .serve import Conversation
+    from .serve.terminal import chat as talk
+
+    sampling = SamplingConfig(
+        max_tokens=options.tokens,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+    )
+    talk(
+        Conversation(
+            options.run,
+            sampling,
+            system=options.system,
+            seed=options.seed,
+            checkpoint=options.checkpoint,
+        )
+    )
+    return 0
+
+
 def evaluate(args: list[str]) -> int:
     """Score a run on text."""
     parser = Parser("aludel eval", description="Score a run on text.", allow_abbrev=False)
@@ -409,13 +449,14 @@ COMMANDS = {
     "reward": reward,
     "ppo": ppo,
     "sample": sample,
+    "chat": chat,
     "eval": evaluate,
     "info": info,
     "data": data,
 }
 
 
-COMPUTING = ("demo", "pretrain", "sft", "reward", "ppo", "sample", "eval")
+COMPUTING = ("demo", "pretrain", "sft", "reward", "ppo", "sample", "chat", "eval")
 
 
 def prepare() -> None:

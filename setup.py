@@ -14,6 +14,7 @@ PACKAGES = [
     "aludel.data",
     "aludel.train",
     "aludel.rlhf",
+    "aludel.serve",
     "aludel.configs",
 ]
 ROOT_MODULES = {"__init__", "cli", "errors", "memory", "paths"}

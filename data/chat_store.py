@@ -1,6 +1,6 @@
 """Conversations as token ids on disk, tokenised once and read through memory maps.
 
-A store is a folder named by a digest of the records read and of the tokenizer. It is made beside
+A store is a folder named by a digest of the files read and of the tokenizer. It is made beside
 its place and renamed when all is there.
 """
 
@@ -90,8 +90,8 @@ def build_chats(
 ) -> ChatStore:
     """The store of one part of a source: opened where it exists, else made.
 
-    The tokenizer must have the control tokens. Raises UserError for what cannot be read and for
-    a part without a conversation.
+    The tokenizer must have the control tokens. Raises UserError for what cannot be read, for a
+    part without a conversation, and for a store that is damaged.
     """
     folder = (cache or cache_dir()) / "chats"
     read = _digest_of_files(source.path)
@@ -99,16 +99,21 @@ def build_chats(
     template = Template(tokenizer)
     store = _open(folder / key, template)
     if store is None:
-        _make(folder / key, _chosen(source, split), template)
+        chats = list(_chosen(source, split))
+        if not chats:
+            raise UserError(f"{source.path}: the {split} part is empty: give two records or more")
+        _make(folder / key, chats, template)
         store = _open(folder / key, template)
         assert store is not None
     return store
 
 
 def _digest_of_files(path: str) -> str:
+    """Of their bytes, and of their names, by which errors call them."""
     digest = hashlib.sha256()
     for file in record_files(path):
         with reading(file), open_bytes(file) as stream:
+            digest.update(f"{file}\0".encode("utf-8", "surrogateescape"))
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
 
@@ -127,32 +132,35 @@ def _chosen(source: Source, split: Split) -> Iterator[tuple[str, list[Message]]]
 def _make(path: Path, chats: Iterable[tuple[str, list[Message]]], template: Template) -> None:
     parts, where, count = [], [], 0
     for place, messages in chats:
-        parts.append(template.ids(messages))
+        parts.append(template.ids(messages, place))
         where.append(place)
         count += sum(len(m["content"].encode()) for m in messages if m["role"] == ASSISTANT)
-    if not parts:
-        raise UserError("the validation part is empty: at least two records are needed")
     tokens = np.concatenate(parts)
     offsets = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
     digest = hashlib.sha256(tokens.tobytes() + offsets.tobytes()).hexdigest()
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    np.save(beside / "tokens.npy", tokens)
-    np.save(beside / "offsets.npy", offsets)
-    meta = {"digest": digest, "bytes": count, "where": where}
-    (beside / "meta.json").write_text(json.dumps(meta))
     try:
+        np.save(beside / "tokens.npy", tokens)
+        np.save(beside / "offsets.npy", offsets)
+        meta = {"digest": digest, "bytes": count, "where": where}
+        (beside / "meta.json").write_text(json.dumps(meta))
         beside.rename(path)
-    except OSError:  # another process was faster
-        shutil.rmtree(beside)
+    except OSError:
+        if not path.is_dir():  # else another process was faster
+            raise
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def _open(path: Path, template: Template) -> ChatStore | None:
     """The store in a folder, or None where there is none."""
+    if not path.is_dir():
+        return None
     try:
         meta = json.loads((path / "meta.json").read_text())
         tokens = np.load(path / "tokens.npy", mmap_mode="r")
         offsets = np.load(path / "offsets.npy")
-    except (OSError, ValueError):
-        return None
+    except (OSError, ValueError, EOFError):
+        raise UserError(f"{path}: damaged: remove it and run again: it is made anew") from None
     return ChatStore(template, tokens, offsets, tuple(meta["where"]), meta["bytes"], meta["digest"])

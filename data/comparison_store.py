@@ -69,16 +69,16 @@ def fit_alike(
     template: Template, several: tuple[np.ndarray, ...], length: int, where: str
 ) -> tuple[np.ndarray, ...]:
     """Completions of one prompt in at most `length` tokens: the prompt loses the same turns in
-    all of them, as the longest must, and what is still too long is cut at its end."""
+    all of them, as the longest must, and what is still too long is cut at its end. One with
+    another prompt is cut by itself."""
     longest = max(several, key=len)
     if len(longest) <= length:
         return several
-    places = template.cut(longest, length)
+    prompt, places = template.prompt_in(longest), template.cut(longest, length)
     out = []
     for ids in several:
-        here = places
-        if places and not np.array_equal(ids[: places[1]], longest[: places[1]]):
-            here = (0, 0) if len(ids) <= length else template.cut(ids, length)  # its own prompt
+        alike = np.array_equal(template.prompt_in(ids), prompt)
+        here = places if alike else template.cut(ids, length)
         if here is None:
             raise UserError(
                 f"{where}: the user's last turn leaves no room for an answer in {length} tokens; "
@@ -112,7 +112,7 @@ def build_comparisons(source: Source, split: Split, tokenizer: Tokenizer) -> Com
 def _tokenised(found: list[Comparison], template: Template) -> ComparisonStore:
     return ComparisonStore(
         template,
-        tuple(tuple(map(template.ids, one.chats)) for one in found),
+        tuple(tuple(template.ids(chat, one.where) for chat in one.chats) for one in found),
         tuple(tuple(one.ranks) for one in found),
         tuple(one.margins for one in found),
         tuple(one.where for one in found),

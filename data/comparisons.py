@@ -65,10 +65,11 @@ def _ranked(record: dict, where: str) -> Comparison:
         raise UserError(f"{where}: `completions` must be a list of two or more")
     if "prompt" not in record:
         raise UserError(f"{where}: no field 'prompt'{nearest('prompt', record)}")
-    numbers = isinstance(ranks, list) and all(type(rank) is int and rank >= 0 for rank in ranks)
+    numbers = isinstance(ranks, list) and all(type(n) is int and 0 <= n < 2**31 for n in ranks)
     if not numbers or len(ranks) != len(completions):
         raise UserError(
-            f"{where}: `ranks` must be {len(completions)} whole numbers, one for each completion"
+            f"{where}: `ranks` must be {len(completions)} whole numbers from 0, one for each "
+            "completion"
         )
     if len(set(ranks)) == 1:
         raise UserError(f"{where}: all ranks are {ranks[0]}, so nothing is better than anything")
@@ -83,7 +84,7 @@ def _margins(margins: Any, count: int, where: str) -> list[list[float]] | None:
     if not rows or not all(
         isinstance(row, list)
         and len(row) == count
-        and all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in row)
+        and all(type(x) in (int, float) and abs(x) < 1e30 for x in row)  # NaN is not
         for row in margins
     ):
         raise UserError(f"{where}: `margins` must be {count} lists of {count} numbers")

@@ -1,5 +1,6 @@
 """Records out of JSON files: one a line, or one array; plain or .gz; a file, a folder or a glob."""
 
+import codecs
 import json
 import re
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ def read_records(path: str) -> Iterator[tuple[str, dict]]:
 
 def _is_array(file: Path) -> bool:
     with reading(file), open_bytes(file) as stream:
-        return stream.read(1024).lstrip()[:1] == b"["
+        return stream.read(1024).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
 
 
 def _lines(file: Path, stream) -> Iterator[tuple[str, dict]]:

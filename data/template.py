@@ -14,7 +14,7 @@ import numpy as np
 import tokenizers
 
 from ..errors import UserError
-from .tokenizer import Tokenizer
+from .tokenizer import Tokenizer, UnknownCharacterError
 
 SYSTEM, USER, ASSISTANT = ROLES = ("system", "user", "assistant")
 END = "<|end|>"
@@ -65,18 +65,24 @@ class Template:
         self.end: int = found[END]
         """The token that ends what somebody says: where sampling stops."""
 
-    def ids(self, messages: Sequence[Message]) -> np.ndarray:
-        """The whole conversation, int32 [tokens]."""
+    def ids(self, messages: Sequence[Message], where: str = "the conversation") -> np.ndarray:
+        """The whole conversation, int32 [tokens]. `where` begins the line of an
+        UnknownCharacterError."""
         separator = self.tokenizer.separator
         parts = [] if separator is None else [[separator]]
         texts = self.tokenizer.encode_batch([message["content"] for message in messages])
-        for message, text in zip(messages, texts, strict=True):
+        for number, message in enumerate(messages, start=1):
+            try:
+                text = next(texts)
+            except UnknownCharacterError as error:
+                which = f"{where}, message {number}"
+                raise UnknownCharacterError(error.character, error.index, which) from None
             parts += [[self._roles[message["role"]]], text, [self.end]]
         return np.concatenate(parts).astype(np.int32)
 
-    def prompt(self, messages: Sequence[Message]) -> np.ndarray:
+    def prompt(self, messages: Sequence[Message], where: str = "the conversation") -> np.ndarray:
         """The conversation so far, and the token after which the assistant speaks."""
-        return np.append(self.ids(messages), np.int32(self._roles[ASSISTANT]))
+        return np.append(self.ids(messages, where), np.int32(self._roles[ASSISTANT]))
 
     def prompt_in(self, ids: np.ndarray) -> np.ndarray:
         """What stands before the last answer of a conversation, and the token that begins it."""

@@ -66,6 +66,8 @@ def test_lines_arrays_gz_and_folders(tmp_path):
     (tmp_path / "LICENSE.txt").write_text("not a record")
     found = list(read_chats(str(tmp_path)))
     assert len(found) == 9
+    (tmp_path / "bom.json").write_text(json.dumps(records, indent=1), encoding="utf-8-sig")
+    assert len(list(read_chats(str(tmp_path / "bom.json")))) == 3
     assert [place for place, _ in found[2:5]] == [
         f"{tmp_path}/a.jsonl:3",
         f"{tmp_path}/b.json, record 1",
@@ -132,7 +134,7 @@ def test_the_split_is_by_record(tmp_path, tokenizer):
     few = parse_source("chat:" + write(tmp_path / "b.jsonl", many(7)))
     assert build_chats(few, "validation", tokenizer, tmp_path).where == (f"{tmp_path}/b.jsonl:7",)
     one = parse_source("chat:" + write(tmp_path / "c.jsonl", many(1)))
-    with pytest.raises(UserError, match="at least two records"):
+    with pytest.raises(UserError, match=r"c\.jsonl: the train part is empty"):
         build_chats(one, "train", tokenizer, tmp_path)
 
 
@@ -146,6 +148,44 @@ def test_a_store_is_made_once(tmp_path, tokenizer, monkeypatch):
     other = parse_source("chat:" + write(tmp_path / "a.jsonl", many(20, seed=1)))
     assert build_chats(other, "train", tokenizer, tmp_path).digest != first.digest
     assert not [path for path in (tmp_path / "chats").iterdir() if path.name.startswith(".")]
+
+
+def test_a_copy_is_known_by_its_own_name(tmp_path, tokenizer):
+    for name in ("a.jsonl", "b.jsonl"):
+        source = parse_source("chat:" + write(tmp_path / name, many(20)))
+        assert build_chats(source, "train", tokenizer, tmp_path).where[0] == f"{tmp_path}/{name}:1"
+
+
+def test_a_build_that_fails_leaves_nothing_and_the_next_succeeds(tmp_path, tokenizer, monkeypatch):
+    source = parse_source("chat:" + write(tmp_path / "a.jsonl", many(20)))
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(np, "save", full)
+        with pytest.raises(OSError):
+            build_chats(source, "train", tokenizer, tmp_path)
+    assert not list((tmp_path / "chats").iterdir())
+    assert build_chats(source, "train", tokenizer, tmp_path).documents == 18
+
+
+@pytest.mark.parametrize("name", ["tokens.npy", "offsets.npy", "meta.json"])
+@pytest.mark.parametrize("left", [0, 2])
+def test_a_damaged_store_is_named(tmp_path, tokenizer, name, left):
+    source = parse_source("chat:" + write(tmp_path / "a.jsonl", many(20)))
+    build_chats(source, "train", tokenizer, tmp_path)
+    (folder,) = (tmp_path / "chats").iterdir()
+    (folder / name).write_bytes((folder / name).read_bytes()[:left])
+    with pytest.raises(UserError, match=f"{folder.name}: damaged: remove it"):
+        build_chats(source, "train", tokenizer, tmp_path)
+
+
+def test_an_unknown_character_names_file_line_and_message(tmp_path):
+    char = with_template(make_tokenizer("char", lambda: iter(["QA?. "])))
+    source = parse_source("chat:" + write(tmp_path / "a.jsonl", [chat(), chat("Q?", "AA\u00e9")]))
+    with pytest.raises(UserError, match=r"a\.jsonl:2, message 2: character 2 is '\u00e9'"):
+        build_chats(source, "all", char, tmp_path)
 
 
 @pytest.mark.parametrize("capacity", [30, 64])

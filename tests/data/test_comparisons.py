@@ -86,9 +86,22 @@ def test_a_transcript_joins_what_one_speaker_says_twice():
         ({"prompt": "Q", "completions": ["a", "b"], "ranks": [0]}, "must be 2 whole numbers"),
         ({"prompt": "Q", "completions": ["a", "b"], "ranks": [0, -1]}, "must be 2 whole numbers"),
         ({"prompt": "Q", "completions": ["a", "b"]}, "must be 2 whole numbers"),
+        (
+            {"prompt": "Q", "completions": ["a", "b"], "ranks": [0, 2**31]},
+            "must be 2 whole numbers",
+        ),
         ({"completions": ["a", "b"], "ranks": [0, 1]}, "no field 'prompt'"),
         (
             {"prompt": "Q", "completions": ["a", "b"], "ranks": [0, 1], "margins": [[1, 2]]},
+            "must be 2 lists of 2 numbers",
+        ),
+        (
+            {
+                "prompt": "Q",
+                "completions": ["a", "b"],
+                "ranks": [0, 1],
+                "margins": [[0, float("nan")], [0, 0]],
+            },
             "must be 2 lists of 2 numbers",
         ),
     ],
@@ -120,6 +133,28 @@ def test_both_sides_are_cut_alike(tokenizer):
     assert kept[1].tolist() == own.tolist()
     with pytest.raises(UserError, match="here: the user's last turn leaves no room"):
         fit_alike(template, (long, short), 8, "here")
+
+
+def test_no_answer_is_lost_with_another_ones_prompt(tokenizer):
+    """Prompts that begin alike: the cut of one would leave nothing, or no answer, of the other."""
+    template = Template(tokenizer)
+    turns = [user("a" * 5), assistant("b" * 5)]
+    long = template.ids([*turns, user("c"), assistant("d" * 20)])
+    for other in (turns, [*turns, user("e" * 14), assistant("f")]):
+        ids = template.ids(other)
+        kept = fit_alike(template, (long, ids), 22, "here")
+        assert kept[0].tolist() == template.ids([user("c"), assistant("d" * 20)])[:22].tolist()
+        expected = template.ids(other[-2:])
+        assert kept[1].tolist() == expected.tolist()
+        assert len(expected) <= 22
+
+
+def test_an_unknown_character_names_file_and_line(tmp_path):
+    char = with_template(make_tokenizer("char", lambda: iter(["ab"])))
+    record = {"prompt": "a", "chosen": "b", "rejected": "aaa!"}
+    source = parse_source("pairs:" + write(tmp_path / "a.jsonl", [record]))
+    with pytest.raises(UserError, match=r"a\.jsonl:1, message 2: character 3 is '!'"):
+        build_comparisons(source, "all", char)
 
 
 def records(count):
