@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from ..errors import UserError
-from .chats import chat_of, check_messages
+from .chats import chat_of, check_messages, text_of
 from .parts import Split
 from .records import in_validation, read_records
 from .rows import Batch
@@ -51,9 +51,12 @@ def read_prompts(path: str) -> Iterator[tuple[str, list[Message]]]:
     for where, record in read_records(path):
         prompt = record.get("prompt")
         if isinstance(prompt, str):
-            yield where, [{"role": USER, "content": prompt}]
-        elif prompt is not None:
+            yield where, [{"role": USER, "content": text_of(record, "prompt", where)}]
+        elif isinstance(prompt, list):
             yield where, check_messages(prompt, f"{where}, prompt", answered=False)
+        elif prompt is not None:
+            kind = type(prompt).__name__
+            raise UserError(f"{where}: `prompt` must be text or a list of messages, not {kind}")
         elif _ends_with_user(record.get("messages")):
             yield where, check_messages(record["messages"], where, answered=False)
         else:
@@ -75,7 +78,7 @@ def build_prompts(source: Source, split: Split, tokenizer: Tokenizer, room: int)
             held = in_validation(number, len(found), repr(messages))
             if held != (split == "validation"):
                 continue
-        prompt = template.prompt(messages)
+        prompt = template.prompt(messages, where)
         if len(prompt) > room:
             kept = template.cut(prompt, room, room=0)
             if kept is None:
