@@ -37,6 +37,8 @@ from .ppo import check_first, ppo_loss
 from .rollouts import answers_of, rollout_batch
 from .scorers import Scorer, by_function, by_run, check_same_tokenizer
 
+WIDTH = 32  # prompts of an iteration are as wide as a multiple of it
+
 
 def ppo(config: PpoConfig) -> Path:
     """Align, or go on with, the run in `config.out`; returns its folder.
@@ -144,6 +146,7 @@ def stepper(
 
     def step(state: Any, numbered: tuple[int, Any], key: Array) -> tuple[Any, dict]:
         number, prompts = numbered
+        prompts = trimmed(prompts)
         clock = Clock()
         own = jax.random.fold_in(stream(key, "answers"), number)
         samples = sample(state.params["policy"], prompts["tokens"], prompts["mask"], own)
@@ -165,6 +168,14 @@ def stepper(
         return state, {**metrics, **figures, **clock.figures(config.batch)}
 
     return step
+
+
+def trimmed(prompts: dict[str, Array]) -> dict[str, Array]:
+    """Prompts without the padding that all of them share, but for what makes few widths of many:
+    rows as wide as the longest prompt there could be would mostly be padding."""
+    longest = int(np.asarray(prompts["mask"]).sum(axis=1).max())
+    width = -(-longest // WIDTH) * WIDTH
+    return {name: x[:, -width:] for name, x in prompts.items()}
 
 
 def orders(config: PpoConfig, key: Array, number: int) -> list[Array]:

@@ -271,6 +271,16 @@ class PpoConfig(FineTuneConfig):
         return self.row_length - self.new_tokens
 
     @property
+    def tokens_per_step(self) -> int:
+        """Tokens of answers in one iteration, at most."""
+        return self.batch * self.new_tokens
+
+    @property
+    def flops_per_token(self) -> float:
+        """0: an iteration is timed by its phases, and its prompts are of any length."""
+        return 0.0
+
+    @property
     def updates(self) -> int:
         """Updates in the whole run."""
         return self.steps * self.passes * self.minibatches

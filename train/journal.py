@@ -22,7 +22,8 @@ TENSORBOARD_SECONDS = 0.5
 class Journal:
     """Writes metrics.jsonl, TensorBoard events and the display.
 
-    known: figures of a step that follow from its number alone.
+    known: figures of a step that follow from its number alone. lag: steps that may be dispatched
+    before a step's figures are fetched; 0 for steps that are done when they return.
     """
 
     def __init__(
@@ -38,12 +39,13 @@ class Journal:
         events: Any = None,
         seconds: float = 0.0,
         known: Callable[[int], dict] = lambda step: {},
+        lag: int = LAG,
     ):
         self.lines, self.display = lines, display
         self._steps, self._tokens = steps, tokens_per_step
         self._flops, self._peak, self._every = flops_per_token, peak_flops, log_every
         self._events, self._told = events, 0.0
-        self._known = known
+        self._known, self._lag = known, lag
         self._pending: deque[tuple[int, dict]] = deque()
         self._held: dict | None = None
         self._keep = False
@@ -63,7 +65,7 @@ class Journal:
         for value in metrics.values():
             value.copy_to_host_async()
         self._pending.append((step, metrics))
-        if len(self._pending) > LAG:
+        if len(self._pending) > self._lag:
             self._retire()
 
     def drain(self) -> None:
@@ -126,7 +128,7 @@ class Journal:
             return {}
         rate = self._tokens * len(self._durations) / sum(self._durations)
         speed = {"tokens_per_second": round(rate, 1)}
-        if self._peak:
+        if self._peak and self._flops:
             speed["mfu"] = round(rate * self._flops / self._peak, 4)
         return speed
 

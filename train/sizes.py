@@ -31,8 +31,8 @@ FILLED_IN = ("model.", "critic.")  # settings that a run gives itself, out of th
 def expected_seconds(
     config: StageConfig, steps: int, devices: list, peak: float | None
 ) -> float | None:
-    """Seconds that `steps` should take; None where the devices' peak is not known."""
-    if peak is None:
+    """Seconds that `steps` should take; None where the devices' peak or the FLOPs are not known."""
+    if peak is None or not config.flops_per_token:
         return None
     flops = config.flops_per_token * config.tokens_per_step
     cpu = devices[0].platform == "cpu"

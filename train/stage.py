@@ -24,7 +24,7 @@ from .config import PpoConfig, StageConfig, with_steps
 from .corpus import Corpus, check_tokenizer, with_completions
 from .events import Events
 from .hardware import describe, peak_flops
-from .journal import Journal
+from .journal import LAG, Journal
 from .layout import Layout, Networks, make_layout
 from .load import load_loss
 from .loop import Plan, Signals, train
@@ -256,6 +256,7 @@ def _run(stage: Stage, config: Any, signals: Signals) -> Path:
         events=Events(run.path / "tensorboard", begin, say) if config.tensorboard else None,
         seconds=seconds,
         known=epochs,
+        lag=0 if stage.stepper else LAG,
     )
 
     # ---- train
