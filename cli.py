@@ -9,7 +9,7 @@ import signal
 import sys
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .errors import UserError
@@ -19,7 +19,7 @@ from .paths import cache_dir
 USAGE = """\
 usage: aludel COMMAND ...
 
-  demo                       train a small decoder on the text that every machine has
+  demo                       text, language model, assistant, reward model, PPO, a chat: all of it
   pretrain CONFIG [flags]    train on your text: --data text:PATH
   sft CONFIG --init RUN      tune a run on conversations: --data chat:PATH
   reward CONFIG --init RUN   a reward model, from comparisons: --data pairs:PATH
@@ -87,8 +87,50 @@ def dispatch(argv: list[str]) -> int:
 
 
 def demo(args: list[str]) -> int:
-    """The demo's recipe."""
-    return pretrain(["demo", *args])
+    """The whole recipe, then a chat where there is a terminal."""
+    if args and args[0] in ("-h", "--help"):
+        print("usage: aludel demo [CONFIG] [--seeds N] [--out DIR] [--chat no] [--FIELD VALUE]")
+        print("\nCONFIG is recipe (the default), recipe-gpu, or a Python file that sets `config`.")
+        print("With --seeds each seed does it all, and SFT trained twice as long beside it.")
+        print("\naludel demo recipe --help lists every field with its default and its meaning.")
+        return 0
+    from .rlhf.demo import demo as run_demo
+    from .train.config import with_out
+    from .train.flags import parse_flags
+
+    name, flags = (args[0], args[1:]) if args and not args[0].startswith("-") else ("recipe", args)
+    seeds, flags = taken(flags, "--seeds")
+    chats, flags = taken(flags, "--chat")
+    if seeds is not None and not (seeds.isdecimal() and int(seeds) > 0):
+        raise UserError(f"--seeds must be a number from 1, not {seeds!r}")
+    if chats not in (None, "yes", "no"):
+        raise UserError(f"--chat must be yes or no, not {chats!r}")
+    recipe = parse_flags(find_config(name, "demo"), flags, f"aludel demo {name}")
+    default = "demo" if name == "recipe" else Path(name).stem
+    recipe = with_out(recipe, Path("runs") / default)
+    out = stoppable(lambda: run_demo(recipe, int(seeds or 1)))
+    if out is None:
+        return AGAIN
+    print(out)
+    if chats != "no" and sys.stdin.isatty() and sys.stdout.isatty() and int(seeds or 1) == 1:
+        return chat([str(out / "ppo")])
+    return 0
+
+
+def taken(args: list[str], flag: str) -> tuple[str | None, list[str]]:
+    """(the value of a flag, None where it is not there; the other arguments)."""
+    value, rest, waiting = None, [], False
+    for arg in args:
+        name, equals, given = arg.partition("=")
+        if waiting:
+            value, waiting = arg, False
+        elif name == flag:
+            value, waiting = (given, False) if equals else (None, True)
+        else:
+            rest.append(arg)
+    if waiting:
+        raise UserError(f"{flag} needs a value")
+    return value, rest
 
 
 def pretrain(args: list[str]) -> int:
@@ -139,7 +181,6 @@ def train(stage: str, args: list[str]) -> int:
         return 0
     from .train.config import with_out
     from .train.flags import parse_flags
-    from .train.loop import StoppedError
 
     name, *flags = args
     dry = "--dry-run" in flags
@@ -152,14 +193,24 @@ def train(stage: str, args: list[str]) -> int:
         print("\n".join(dry_run(config)))
         return 0
     run = importlib.import_module(MODULE_OF[stage], __package__)
+    out = stoppable(lambda: getattr(run, stage)(config))
+    if out is None:
+        return AGAIN
+    print(out)
+    return 0
+
+
+def stoppable(train: Callable[[], Path]) -> Path | None:
+    """What training makes; None where a signal ended it: then it is said how it goes on."""
+    from .train.loop import StoppedError
+
     try:
-        print(getattr(run, stage)(config))
-        return 0
+        return train()
     except StoppedError as stopped:
         again = shlex.join(["aludel", *sys.argv[1:]])
         at = "before the first step" if stopped.step is None else f"step {stopped.step:,} is saved"
         fail(f"stopped: {at}; the same command goes on: {again}")
-        return AGAIN
+        return None
 
 
 def find_config(name: str, stage: str | None = None):
@@ -181,11 +232,7 @@ def find_config(name: str, stage: str | None = None):
 
 def config_of_file(path: Path, stage: str | None = None):
     """The variable `config` of a Python file."""
-    from .train.config import StageConfig
-    from .train.run import STAGES
-
-    wanted = STAGES[stage] if stage else StageConfig
-
+    wanted = config_type(stage)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if not path.is_file() or spec is None or spec.loader is None:
         raise UserError(f"{path}: no such Python file")
@@ -201,9 +248,21 @@ def config_of_file(path: Path, stage: str | None = None):
     config = getattr(module, "config", None)
     if not isinstance(config, wanted):
         raise UserError(
-            f"{path}: sets no variable `config` that is an aludel.train.config.{wanted.__name__}"
+            f"{path}: sets no variable `config` that is an {wanted.__module__}.{wanted.__name__}"
         )
     return config
+
+
+def config_type(stage: str | None) -> type:
+    """What a config of a stage is; None: of any stage of training."""
+    from .train.config import StageConfig
+    from .train.run import STAGES
+
+    if stage == "demo":
+        from .rlhf.recipe import Recipe
+
+        return Recipe
+    return STAGES[stage] if stage else StageConfig
 
 
 class Parser(argparse.ArgumentParser):
@@ -223,6 +282,21 @@ class Parser(argparse.ArgumentParser):
         return self.parse_args(args)
 
 
+def add_sampling(parser: Parser, tokens: int, temperature: float) -> None:
+    """The flags that say what is drawn, with these defaults, and of which checkpoint."""
+
+    def add(name: str, kind: type, default: float | int | None, says: str) -> None:
+        shown = "" if default is None else f" ({default:g})"
+        parser.add_argument(name, type=kind, default=default, help=says + shown)
+
+    add("--tokens", int, tokens, "new tokens at most")
+    add("--temperature", float, temperature, "0 takes the likeliest")
+    add("--top-k", int, 0, "among the k likeliest; 0: all")
+    add("--top-p", float, 0.95, "among the likeliest of mass p")
+    add("--seed", int, None, "for the same text again")
+    parser.add_argument("--checkpoint", default="newest", help="newest, best or a step (newest)")
+
+
 def sample(args: list[str]) -> int:
     """Let a run go on from prompts."""
     parser = Parser(
@@ -230,18 +304,9 @@ def sample(args: list[str]) -> int:
     )
     parser.add_argument("run", help="the run folder")
     parser.add_argument("--prompt", action="append", help="the beginning; may be repeated")
-    parser.add_argument("--tokens", type=int, default=200, help="new tokens at most (200)")
-    parser.add_argument(
-        "--temperature", type=float, default=0.8, help="0 takes the likeliest (0.8)"
-    )
-    parser.add_argument("--top-k", type=int, default=0, help="among the k likeliest; 0: all (0)")
-    parser.add_argument(
-        "--top-p", type=float, default=0.95, help="among the likeliest of mass p (.95)"
-    )
-    parser.add_argument("--seed", type=int, default=None, help="for the same samples again")
+    add_sampling(parser, tokens=200, temperature=0.8)
     parser.add_argument("--stop", action="append", default=[], help="text of a token that ends it")
     parser.add_argument("--count", type=int, default=1, help="samples of each prompt (1)")
-    parser.add_argument("--checkpoint", default="newest", help="newest, best or a step (newest)")
     options = parser.parse(args)
     from .train.samples import sample_run
 
@@ -267,16 +332,7 @@ def chat(args: list[str]) -> int:
     parser = Parser("aludel chat", description="Talk with a run.", allow_abbrev=False)
     parser.add_argument("run", help="the run folder")
     parser.add_argument("--system", default="", help="a message that stands before all others")
-    parser.add_argument("--tokens", type=int, default=128, help="of an answer at most (128)")
-    parser.add_argument(
-        "--temperature", type=float, default=0.7, help="0 takes the likeliest (0.7)"
-    )
-    parser.add_argument("--top-k", type=int, default=0, help="among the k likeliest; 0: all (0)")
-    parser.add_argument(
-        "--top-p", type=float, default=0.95, help="among the likeliest of mass p (.95)"
-    )
-    parser.add_argument("--seed", type=int, default=None, help="for the same answers again")
-    parser.add_argument("--checkpoint", default="newest", help="newest, best or a step (newest)")
+    add_sampling(parser, tokens=128, temperature=0.7)
     options = parser.parse(args)
     keep_memory()
     from .model import SamplingConfig
@@ -355,7 +411,10 @@ def info(args: list[str]) -> int:
     if Path(options.what).expanduser().is_dir():
         lines = describe_run(find_run(options.what))
     else:
-        lines = describe_config(find_config(options.what))
+        config = find_config(options.what)
+        lines = []
+        for name, one in getattr(config, "stages", {"": config}).items():  # of a recipe, all
+            lines += [*(["", f"aludel {name}"] if name else []), *describe_config(one)]
     print("\n".join(lines))
     return 0
 

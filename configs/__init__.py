@@ -31,6 +31,7 @@ MODULES: dict[str, dict[str, tuple[str, ...]]] = {
     "sft": {"instruct": ("instruct-small", "instruct")},
     "ppo": {"alignment": ("ppo-small",)},
     "reward": {"preferences": ("reward-small", "reward")},
+    "demo": {"recipe": ("recipe", "recipe-gpu")},
 }
 """By stage, then by module, the names that it holds."""
 

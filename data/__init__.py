@@ -9,7 +9,7 @@ from .chat_store import ChatStore, build_chats
 from .comparison_store import ComparisonEvalBatches, ComparisonStore, build_comparisons
 from .files import Document, ReadOptions
 from .prefetch import prefetch
-from .prompts import PromptStore, build_prompts
+from .prompts import PromptStore, build_prompts, eval_prompts
 from .reader import RowReader
 from .sources import Source, parse_source, read_documents, read_sample, source_bytes, source_digest
 from .store import TokenStore, build_store, check_store, open_store, read_meta
@@ -39,6 +39,7 @@ __all__ = [
     "build_prompts",
     "build_store",
     "eval_batches",
+    "eval_prompts",
     "check_store",
     "make_tokenizer",
     "open_store",

@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from ..paths import cache_dir
 from .chats import read_chats
 from .files import open_bytes, reading
 from .parts import Split
-from .records import in_validation, record_files
+from .records import part_of, record_files
 from .sources import Source
 from .template import ASSISTANT, Message, Template
 from .tokenizer import Tokenizer
@@ -99,9 +99,8 @@ def build_chats(
     template = Template(tokenizer)
     store = _open(folder / key, template)
     if store is None:
-        chats = list(_chosen(source, split))
-        if not chats:
-            raise UserError(f"{source.path}: the {split} part is empty: give two records or more")
+        found = list(read_chats(source.path))  # all: every mistake is found
+        chats = part_of(found, split, lambda one: json.dumps(one[1]), source.path)
         _make(folder / key, chats, template)
         store = _open(folder / key, template)
         assert store is not None
@@ -116,17 +115,6 @@ def _digest_of_files(path: str) -> str:
             digest.update(f"{file}\0".encode("utf-8", "surrogateescape"))
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
-
-
-def _chosen(source: Source, split: Split) -> Iterator[tuple[str, list[Message]]]:
-    """The conversations of a split; all are read, so that every mistake is found."""
-    chats = list(read_chats(source.path))
-    if not chats:
-        raise UserError(f"{source.path}: no record in it")
-    for number, (where, messages) in enumerate(chats):
-        held = in_validation(number, len(chats), json.dumps(messages))
-        if split == "all" or held == (split == "validation"):
-            yield where, messages
 
 
 def _make(path: Path, chats: Iterable[tuple[str, list[Message]]], template: Template) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import UserError
 from .comparisons import Comparison, read_comparisons
 from .parts import Split
-from .records import in_validation
+from .records import part_of
 from .rows import Batch
 from .sources import Source
 from .template import Template
@@ -96,16 +96,7 @@ def build_comparisons(source: Source, split: Split, tokenizer: Tokenizer) -> Com
     """
     template = Template(tokenizer)
     found = list(read_comparisons(source.path))
-    if not found:
-        raise UserError(f"{source.path}: no record in it")
-    chosen = [
-        one
-        for number, one in enumerate(found)
-        if split == "all"
-        or in_validation(number, len(found), json.dumps(one.chats)) == (split == "validation")
-    ]
-    if not chosen:
-        raise UserError(f"{source.path}: the {split} part is empty: give two records or more")
+    chosen = part_of(found, split, lambda one: json.dumps(one.chats), source.path)
     return _tokenised(chosen, template)
 
 

@@ -7,7 +7,7 @@ import zlib
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 from ..errors import UserError
 
@@ -101,15 +101,25 @@ def decode(raw: bytes, where: str, options: ReadOptions, offset: int = 0) -> tup
 
 def json_text(line: str, where: str, options: ReadOptions) -> tuple[str, int]:
     """The text of a line of JSON, and the number of replaced pieces."""
+    return record_text(json_record(json_value(line, where), where), where, options)
+
+
+def json_value(raw: str | bytes, where: str) -> Any:
+    """What JSON says. Raises UserError where it is broken."""
     try:
-        record = json.loads(line)
+        return json.loads(raw)
     except (ValueError, RecursionError) as error:
         reason = getattr(error, "msg", None) or str(error)
-        column = getattr(error, "colno", 1)
-        raise UserError(f"{where}: broken JSON at column {column}: {reason}") from None
-    if not isinstance(record, dict):
-        raise UserError(f"{where}: a record must be a JSON object, not {type(record).__name__}")
-    return record_text(record, where, options)
+        column, line = getattr(error, "colno", 1), getattr(error, "lineno", 1)
+        place = f", line {line}" if line > 1 else ""
+        raise UserError(f"{where}{place}: broken JSON at column {column}: {reason}") from None
+
+
+def json_record(value: Any, where: str) -> dict:
+    """A value that must be an object."""
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: a record must be a JSON object, not {type(value).__name__}")
+    return value
 
 
 def record_text(record: dict, where: str, options: ReadOptions) -> tuple[str, int]:

@@ -201,20 +201,20 @@ def _entries(node: ast.AST, name: str) -> Iterator[str]:
         indented = "\n".join(f"    {line}".rstrip() for line in lines)
         yield f"{title}\n\n{indented}"
     if isinstance(node, ast.Module | ast.ClassDef):
-        for child in _definitions(node.body):
+        for child in definitions(node.body):
             yield from _entries(child, f"{name}.{child.name}")
 
 
-def _definitions(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+def definitions(body: list[ast.stmt]) -> Iterator[ast.stmt]:
     """Classes and functions of a body, those under `if`, `try` and `with` included."""
     for statement in body:
         if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield statement
         elif isinstance(statement, ast.If | ast.Try | ast.With):
             for field in ("body", "orelse", "finalbody"):
-                yield from _definitions(getattr(statement, field, []))
+                yield from definitions(getattr(statement, field, []))
             for handler in getattr(statement, "handlers", []):
-                yield from _definitions(handler.body)
+                yield from definitions(handler.body)
 
 
 def reference(path: Path) -> list[tuple[str, str, str]]:

@@ -1,7 +1,8 @@
 """Prompts that a policy is to answer: conversations without their last answer."""
 
 import hashlib
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,7 +11,7 @@ import numpy as np
 from ..errors import UserError
 from .chats import chat_of, check_messages, text_of
 from .parts import Split
-from .records import in_validation, read_records
+from .records import part_of, read_records
 from .rows import Batch
 from .sources import Source
 from .template import ASSISTANT, USER, Message, Template
@@ -73,24 +74,17 @@ def build_prompts(source: Source, split: Split, tokenizer: Tokenizer, room: int)
     first turns. Raises UserError where the user's last turn alone does not fit."""
     template, ids, places, cut = Template(tokenizer), [], [], 0
     found = list(read_prompts(source.path))
-    for number, (where, messages) in enumerate(found):
-        if split != "all":
-            held = in_validation(number, len(found), repr(messages))
-            if held != (split == "validation"):
-                continue
+    for where, messages in part_of(found, split, lambda one: json.dumps(one[1]), source.path):
         prompt = template.prompt(messages, where)
-        if len(prompt) > room:
-            kept = template.cut(prompt, room, room=0)
-            if kept is None:
-                raise UserError(
-                    f"{where}: the user's last turn does not fit {room} tokens; make the rows "
-                    "(context) longer or the answers shorter, or leave the record out"
-                )
-            prompt, cut = np.concatenate([prompt[: kept[0]], prompt[kept[1] :]]), cut + 1
-        ids.append(prompt)
+        kept = template.fit(prompt, room, room=0)
+        if kept is None:
+            raise UserError(
+                f"{where}: the user's last turn does not fit {room} tokens; make the rows "
+                "(context) longer or the answers shorter, or leave the record out"
+            )
+        ids.append(kept.ids)
+        cut += kept.left
         places.append(where)
-    if not ids:
-        raise UserError(f"{source.path}: the {split} part is empty: give two records or more")
     return PromptStore(template, tuple(ids), tuple(places), cut)
 
 
@@ -112,3 +106,14 @@ class PromptRows:
             ids = self._store.ids[row]
             batch["tokens"][at, self._room - len(ids) :] = ids
             batch["mask"][at, self._room - len(ids) :] = True
+
+
+def eval_prompts(stores: Sequence[PromptStore], room: int) -> Batch:
+    """All prompts of stores, in order, as one batch of `PromptRows`."""
+    parts = []
+    for store in stores:
+        rows = PromptRows(store, room)
+        batch = rows.empty(rows.count)
+        rows.fill(np.arange(rows.count), batch, np.arange(rows.count))
+        parts.append(batch)
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -1,17 +1,17 @@
 """Records out of JSON files: one a line, or one array; plain or .gz; a file, a folder or a glob."""
 
 import codecs
-import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from ..errors import UserError
-from .files import expand, open_bytes, reading
-from .permutation import derive_key
+from .files import expand, json_record, json_value, open_bytes, reading
+from .parts import FEW, Split, in_validation
 
-FEW, TENTH = 100, 10
+TENTH = 10
+Record = TypeVar("Record")
 
 
 def record_files(path: str) -> list[Path]:
@@ -41,36 +41,33 @@ def _lines(file: Path, stream) -> Iterator[tuple[str, dict]]:
     for number, line in enumerate(stream, start=1):
         if line.strip():
             where = f"{file}:{number}"
-            yield where, _object(_json(line, where), where)
+            yield where, json_record(json_value(line, where), where)
 
 
 def _array(file: Path, raw: bytes) -> Iterator[tuple[str, dict]]:
-    for number, record in enumerate(_json(raw, str(file)), start=1):
+    for number, record in enumerate(json_value(raw, str(file)), start=1):
         where = f"{file}, record {number}"
-        yield where, _object(record, where)
+        yield where, json_record(record, where)
 
 
-def _json(raw: bytes, where: str) -> Any:
-    try:
-        return json.loads(raw)
-    except json.JSONDecodeError as error:
-        line = f", line {error.lineno}" if error.lineno > 1 else ""
-        raise UserError(
-            f"{where}{line}: broken JSON at column {error.colno}: {error.msg}"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: broken JSON: {error}") from None
+def part_of(
+    found: Sequence[Record], split: Split, text: Callable[[Record], str], path: str
+) -> list[Record]:
+    """The records of a split: validation is the tenth that the hash of their text chooses, and of
+    few records the last tenth (at least one). Raises UserError where there is none."""
+    if not found:
+        raise UserError(f"{path}: no record in it")
+    chosen = [
+        one
+        for number, one in enumerate(found)
+        if split == "all" or (split == "validation") == _held(number, len(found), text(one))
+    ]
+    if not chosen:
+        raise UserError(f"{path}: the {split} part is empty: give two records or more")
+    return chosen
 
 
-def _object(record: Any, where: str) -> dict:
-    if not isinstance(record, dict):
-        raise UserError(f"{where}: a record must be a JSON object, not {type(record).__name__}")
-    return record
-
-
-def in_validation(number: int, count: int, text: str) -> bool:
-    """Whether a record belongs to the validation part: by its hash a tenth of them do, and of
-    fewer than 100 the last tenth (at least one)."""
+def _held(number: int, count: int, text: str) -> bool:
     if count < FEW:
         return number >= min(count - 1, count - count // TENTH)
-    return derive_key("split", text) % TENTH == 0
+    return in_validation([text])

@@ -67,6 +67,9 @@ class DecoderConfig:
     """Deviation of the initial embedding and learned positions."""
     zero_init: bool = False
     """Start the output matrices of a block's halves, and an untied head, at zero."""
+    matching_init: bool = False
+    """Start attention as what finds the tokens that followed the present one before (an induction
+    head): copying is learnt early. Needs a token_shift."""
     dropout: float = 0.0
     """Probability of dropping an element of the embedding and of each half's output."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -99,6 +102,8 @@ class DecoderConfig:
             raise UserError(f"model.window must be at least 1, not {self.window}")
         if not 0 <= self.token_shift < 16:
             raise UserError(f"model.token_shift must lie in 0 ... 15, not {self.token_shift}")
+        if self.matching_init and not self.token_shift:
+            raise UserError("model.matching_init needs model.token_shift of 1 or more")
         if not self.rope_theta > 0:
             raise UserError(f"model.rope_theta must be positive, not {self.rope_theta}")
         if self.logit_cap is not None and self.logit_cap <= 0:

@@ -12,6 +12,7 @@ from .config import DecoderConfig
 from .decoder import Decoder
 from .execution import DEFAULT, Execution
 from .layout import from_stored
+from .matching import with_matching
 from .sharding import tree_shardings
 
 STORED = Execution(scan=True)
@@ -45,7 +46,10 @@ def init_params(
     key = jax.random.key(0) if key is None else key
 
     def init(key: Array) -> dict:
-        return from_stored(nn.meta.unbox(_boxed(config, key)), config, execution)
+        stored = nn.meta.unbox(_boxed(config, key))
+        if config.matching_init:
+            stored = with_matching(stored, config)
+        return from_stored(stored, config, execution)
 
     shardings = None if mesh is None else param_shardings(config, execution, mesh)
     return jax.jit(init, out_shardings=shardings)(key)

@@ -1,10 +1,9 @@
 """`aludel ppo`: a tuned run is aligned: it answers, is scored, and learns from the scores."""
 
 import dataclasses
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,16 +11,16 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from ..data import JINJA, Template, Tokenizer
+from ..data import JINJA, Template, Tokenizer, TrainBatches, eval_prompts, parse_source
 from ..errors import UserError
 from ..model import (
-    DecoderConfig,
+    Samples,
     SamplingConfig,
     make_apply,
     make_sampler,
     param_shardings,
 )
-from ..train import make_step, stream
+from ..train import make_step
 from ..train.checkpoint import Say
 from ..train.config import PpoConfig
 from ..train.corpus import open_prompts
@@ -31,13 +30,15 @@ from ..train.load import load_function
 from ..train.run import TEMPLATE, Run, find_run
 from ..train.sft import sampler as sampler_of_answers
 from ..train.stage import Evaluator, Sampler, Stage, Stepper, Trained, run_stage
-from .experience import experience
+from .iteration import Parts, make_iteration, trimmed
 from .normalise import load_reward
-from .ppo import check_first, ppo_loss
-from .rollouts import answers_of, rollout_batch
+from .packing import Packed, pack, unpacked
+from .ppo import ppo_loss
+from .rollouts import Rollout, answers_of, prompts_of, rollout_batch
 from .scorers import Scorer, by_function, by_run, check_same_tokenizer
 
-WIDTH = 32  # prompts of an iteration are as wide as a multiple of it
+Gold = Callable[[str, str, bool], float]
+"""(file and line of the prompt, answer, whether it ended by itself) -> how good it is."""
 
 
 def ppo(config: PpoConfig) -> Path:
@@ -80,19 +81,33 @@ def begin(config: PpoConfig, mesh: Mesh, key: Array) -> tuple[Any, str]:
         zeros = {"kernel": jnp.zeros(config.model.width), "bias": jnp.zeros(())}
         critic = {**jax.tree.map(jnp.copy, policy), "scalar_head": zeros}
         critic = jax.device_put(critic, param_shardings(config.critic, config.execution, mesh))
-    return {"policy": policy, "critic": critic}, parent
+    average = {"average": jax.tree.map(jnp.copy, policy)} if config.ema else {}
+    return {"policy": policy, "critic": critic, **average}, parent
 
 
-def networks(config: PpoConfig) -> dict[str, DecoderConfig]:
-    """What is trained."""
-    return {"policy": config.model, "critic": config.critic}
+def sampler_of(config: PpoConfig, template: Template, mesh: Mesh) -> Callable[..., Samples]:
+    """What draws the policy's answers."""
+    sampling = SamplingConfig(
+        max_tokens=config.new_tokens, temperature=config.temperature, stop=(template.end,)
+    )
+    return make_sampler(config.model, sampling, config.execution, mesh)
 
 
-def scorer_of(config: PpoConfig, tokenizer: Tokenizer, mesh: Mesh) -> Scorer:
-    """What scores the answers."""
+class Frozen(NamedTuple):
+    """What answers are held against."""
+
+    score: Scorer
+    reference: Any
+    """Parameters of the policy that the run began as."""
+
+
+def frozen(config: PpoConfig, tokenizer: Tokenizer, mesh: Mesh, key: Array) -> Frozen:
+    """What scores the answers, and the reference."""
     if config.reward_fn:
-        return by_function(config.reward_fn)
-    return by_run(find_run(config.reward), tokenizer, config.execution, mesh)
+        score = by_function(config.reward_fn)
+    else:
+        score = by_run(find_run(config.reward), tokenizer, config.execution, mesh)
+    return Frozen(score, begin_from(config, mesh, key)[0])
 
 
 def stepper(
@@ -100,12 +115,7 @@ def stepper(
 ) -> Stepper:
     """One iteration: answers are drawn, scored, compared with the reference, and learnt from."""
     config, mesh, template = trained.config, trained.mesh, Template(tokenizer)
-    sampling = SamplingConfig(
-        max_tokens=config.new_tokens, temperature=config.temperature, stop=(template.end,)
-    )
-    sample = make_sampler(config.model, sampling, config.execution, mesh)
-    score = scorer_of(config, tokenizer, mesh)
-    reference, _ = begin_from(config, mesh, key)
+    score, reference = trained.frozen
     apply = {
         "policy": trained.apply,
         "critic": make_apply(config.critic, config.execution, mesh),
@@ -114,6 +124,7 @@ def stepper(
         ppo_loss(
             clip=config.clip,
             value_clip=config.value_clip,
+            ptx=config.ptx,
             per_token=load_function(config.loss, "--loss") if config.loss else None,
         ),
         apply,
@@ -122,102 +133,47 @@ def stepper(
         guard=config.guard,
         shardings=layout.shardings,
     )
-
-    @jax.jit
-    def judged(params: dict, reference: Any, rollout: dict, scores: Array):
-        """(batch of the update, figures, the policy's log-probs of its own answers)."""
-        ref_logp = apply["policy"](reference, rollout)["logp"]
-        values = apply["critic"](params["critic"], rollout, want=("value",))["value"]
-        batch, figures = experience(
-            rollout,
-            scores,
-            ref_logp,
-            values,
-            config.kl,
-            gamma=config.gamma,
-            lam=config.lam,
-            without_stop=config.without_stop,
-        )
-        return batch, figures, apply["policy"](params["policy"], rollout)["logp"]
-
-    @jax.jit
-    def part(batch: dict, chosen: Array) -> dict:
-        return jax.tree.map(lambda x: x[chosen], batch)
+    parts = Parts(
+        apply,
+        sampler_of(config, template, mesh),
+        lambda answers: score(answers, *texts_of(answers.rollout, template)),
+        reference,
+        update,
+        trained.place,
+        mesh.size,
+        pretraining_text(trained),
+    )
+    iterate = make_iteration(config, parts)
 
     def step(state: Any, numbered: tuple[int, Any], key: Array) -> tuple[Any, dict]:
         number, prompts = numbered
-        prompts = trimmed(prompts)
-        clock = Clock()
-        own = jax.random.fold_in(stream(key, "answers"), number)
-        samples = sample(state.params["policy"], prompts["tokens"], prompts["mask"], own)
-        rollout = rollout_batch(prompts["tokens"], prompts["mask"], samples, config.temperature)
-        texts = texts_of(prompts, rollout, template)
-        clock.lap("sample")
-        scores = jnp.asarray(score(rollout, *texts))
-        batch, figures, logp = judged(state.params, reference, rollout, scores)
-        check_first(logp, batch["old_logp"], batch["advantages"], batch["loss_mask"])
-        clock.lap("score")
-        found = []
-        for chosen in orders(config, stream(key, "order"), number):
-            state, metrics = update(state, trained.place(part(batch, chosen)), key)
-            found.append(metrics)
-        metrics = jax.tree.map(lambda *x: jnp.stack(x).mean(), *found)
-        metrics["skipped"] = found[-1]["skipped"]
-        jax.block_until_ready(metrics)
-        clock.lap("update")
-        return state, {**metrics, **figures, **clock.figures(config.batch)}
+        return iterate(state, number, prompts, key)
 
     return step
 
 
-def trimmed(prompts: dict[str, Array]) -> dict[str, Array]:
-    """Prompts without the padding that all of them share, but for what makes few widths of many:
-    rows as wide as the longest prompt there could be would mostly be padding."""
-    longest = int(np.asarray(prompts["mask"]).sum(axis=1).max())
-    width = -(-longest // WIDTH) * WIDTH
-    return {name: x[:, -width:] for name, x in prompts.items()}
+def pretraining_text(trained: Trained) -> Callable[[int], dict] | None:
+    """Rows of text for iteration i, [batch * ptx_rows, T], where some are mixed in."""
+    config, stores = trained.config, trained.corpus.text
+    if not stores:
+        return None
+    weights = [parse_source(one).weight for one in config.ptx_data]
+    rows = config.batch * config.ptx_rows
+    batches = TrainBatches(stores, weights, rows, config.row_length, config.seed)
+
+    def text(number: int) -> dict:
+        batch = batches.batch(number)
+        batch.pop("source", None)
+        return batch
+
+    return text
 
 
-def orders(config: PpoConfig, key: Array, number: int) -> list[Array]:
-    """Of each update of an iteration, the rows that it takes: each row once a pass."""
-    out = []
-    for turn in range(config.passes):
-        own = jax.random.fold_in(jax.random.fold_in(key, number), turn)
-        rows = jax.random.permutation(own, config.batch)
-        out += list(rows.reshape(config.minibatches, -1))
-    return out
-
-
-def texts_of(prompts: dict, rollout: dict, template: Template) -> tuple[list[str], list[str]]:
+def texts_of(rollout: Rollout, template: Template) -> tuple[list[str], list[str]]:
     """(prompts, completions) as text: what was asked last, and the answer without its end."""
-    asked = [
-        template.question_in(row[mask])
-        for row, mask in zip(
-            np.asarray(prompts["tokens"]), np.asarray(prompts["mask"]), strict=True
-        )
-    ]
+    asked = [template.question_in(ids) for ids in prompts_of(rollout)]
     decode, end = template.tokenizer.decode, template.end
-    answers = [decode(ids[ids != end]) for ids in answers_of(rollout)]
-    return asked, answers
-
-
-class Clock:
-    """Seconds of the phases of an iteration."""
-
-    def __init__(self) -> None:
-        self._begin = self._mark = time.perf_counter()
-        self._laps: dict[str, float] = {}
-
-    def lap(self, phase: str) -> None:
-        """A phase has ended."""
-        now = time.perf_counter()
-        self._laps[f"seconds_{phase}"] = now - self._mark
-        self._mark = now
-
-    def figures(self, samples: int) -> dict[str, Array]:
-        """Under the names that they are stored by."""
-        rate = {"samples_per_second": samples / (self._mark - self._begin)}
-        return {name: jnp.float32(x) for name, x in (self._laps | rate).items()}
+    return asked, [decode(ids[ids != end]) for ids in answers_of(rollout)]
 
 
 def sampler(config: PpoConfig, tokenizer: Tokenizer, key: Array, say: Say) -> Sampler | None:
@@ -225,12 +181,73 @@ def sampler(config: PpoConfig, tokenizer: Tokenizer, key: Array, say: Say) -> Sa
     sample = sampler_of_answers(config, tokenizer, key, say)
     if sample is None:
         return None
-    return lambda state, step: sample(state._replace(params=state.params["policy"]), step)
+    return lambda state, step: sample(state._replace(params=latest(state.params)), step)
 
 
-def evaluator(trained: Trained, asked: Callable[[], bool]) -> Evaluator:
-    """Nothing is held out: rewards are those of fresh answers in every iteration."""
-    return lambda params, whole: {}
+def evaluator(trained: Trained, asked: Callable[[], bool], gold: Gold | None = None) -> Evaluator:
+    """Answers to the held-out prompts: their score, their KL to the reference, their length and how
+    many end; `gold_mean` as well where there is a measure that nothing was trained on."""
+    config, mesh, stores = trained.config, trained.mesh, trained.corpus.validation
+    template, size = stores[0].template, config.batch
+    sample = sampler_of(config, template, mesh)
+    score, reference = trained.frozen
+    held = eval_prompts(stores, config.batch_length)
+    places = [place for store in stores for place in store.where]
+
+    @jax.jit
+    def kl_of(reference: Any, answers: Packed) -> Array:
+        """Nats of each answer."""
+        mask = answers.rollout["loss_mask"]
+        logp = unpacked(
+            answers.rows, trained.apply(reference, answers.inputs)["logp"], mask.shape[1]
+        )
+        return jnp.where(mask > 0, answers.rollout["old_logp"] - logp, 0.0).sum(axis=1)
+
+    def evaluate(params: Any, whole: bool) -> dict:
+        limit = config.eval_tokens // config.new_tokens
+        count = len(places) if whole or not limit else min(limit, len(places))
+        chosen = np.linspace(0, len(places) - 1, count).astype(int)
+        key = jax.random.key(config.seed)  # the same noise each time: figures that can be compared
+        found: dict[str, list] = {}
+        for begin in range(0, count, size):
+            numbers = np.resize(chosen[begin : begin + size], size)  # one shape: some come again
+            prompts = trimmed(trained.place({name: x[numbers] for name, x in held.items()}))
+            own = jax.random.fold_in(key, begin)
+            samples = sample(latest(params), prompts["tokens"], prompts["mask"], own)
+            rollout = rollout_batch(prompts["tokens"], prompts["mask"], samples, config.temperature)
+            questions, answers = texts_of(rollout, template)
+            packed = pack(rollout, config.row_length, mesh.size, begin)
+            packed = packed._replace(inputs=trained.place(packed.inputs))
+            figures = {
+                "val_reward_mean": score(packed, questions, answers),
+                "val_kl_nats": kl_of(reference, packed),
+                "val_response_tokens_mean": rollout["length"],
+                "val_stop_rate": rollout["stopped"],
+            }
+            if gold:
+                ended = np.asarray(rollout["stopped"]).tolist()
+                where = [places[number] for number in numbers]
+                figures["gold_mean"] = np.array(list(map(gold, where, answers, ended)))
+            for name, values in figures.items():
+                found.setdefault(name, []).append(np.asarray(values)[: count - begin])
+            if asked():
+                return {}
+        return {name: float(np.concatenate(all).mean()) for name, all in found.items()}
+
+    return evaluate
+
+
+def enough(config: PpoConfig) -> tuple[Callable[[dict], bool], str] | None:
+    """The budget of KL, where there is one, is spent."""
+    budget = config.kl_budget
+    if budget is None:
+        return None
+    return lambda metrics: float(metrics["kl_nats"]) > budget, f"{budget:g} nats of KL are spent"
+
+
+def latest(params: Mapping[str, Any]) -> Any:
+    """The policy that a run gives: its average, where there is one."""
+    return params.get("average", params["policy"])
 
 
 PPO = Stage(
@@ -241,6 +258,7 @@ PPO = Stage(
     sampler,
     files=lambda tokenizer: {TEMPLATE: JINJA},
     evaluator=evaluator,
-    networks=networks,
+    frozen=frozen,
     stepper=stepper,
+    enough=enough,
 )

@@ -6,20 +6,19 @@ they belong to, so that training goes on from what was trained; `load_reward` pu
 
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
 from ..data import ComparisonStore
 from ..errors import UserError
-from ..model import DecoderConfig, Execution, SamplingConfig, make_sampler, pad_prompts
+from ..model import DecoderConfig, Execution, SamplingConfig, make_sampler
 from ..train.restore import load_params
 from ..train.run import Run
-from .ranking import scores_at
+from .answers import draw, make_scorer
 
 FILE = "normalisation.json"
-PROMPTS, ROWS, NEW_TOKENS = 256, 32, 128
+PROMPTS, NEW_TOKENS = 256, 128
 
 
 class Normalisation(NamedTuple):
@@ -72,24 +71,7 @@ def normalisation(
         raise UserError(f"no prompt leaves room for {new} tokens in {length}: make context longer")
     sampling = SamplingConfig(max_tokens=new, stop=(store.template.end,))
     sample = make_sampler(policy_model, sampling, execution, mesh)
-
-    @jax.jit
-    def scored(params: Any, tokens: Array, last: Array) -> Array:
-        return scores_at(apply(params, {"tokens": tokens}, want=("value",))["value"], last)
-
-    scores: list[float] = []
-    for begin in range(0, len(prompts), ROWS):
-        some = prompts[begin : begin + ROWS]
-        padded = some + some[:1] * (ROWS - len(some))  # one shape is compiled, for all
-        drawn = jax.device_get(
-            sample(policy, *pad_prompts(padded, length - new), jax.random.fold_in(key, begin))
-        )
-        tokens, last = np.zeros((ROWS, 1, length), np.int32), np.zeros((ROWS, 1), np.int32)
-        for row, prompt in enumerate(padded):
-            whole = np.concatenate([prompt, drawn.tokens[row][: drawn.length[row]]])
-            tokens[row, 0, : len(whole)] = whole
-            last[row] = len(whole) - 1
-        scores += np.asarray(scored(params, tokens, last))[: len(some), 0].tolist()
+    scores = make_scorer(apply)(params, draw(sample, policy, prompts, key))
     deviation = float(np.std(scores))
     if not deviation > 0:
         raise UserError("the reward model gives every answer the same score: nothing to normalise")

@@ -78,3 +78,10 @@ def answers_of(rollout: Rollout) -> list[np.ndarray]:
     """The token ids of each answer."""
     targets, counts = np.asarray(rollout["targets"]), np.asarray(rollout["loss_mask"]) > 0
     return [row[here] for row, here in zip(targets, counts, strict=True)]
+
+
+def prompts_of(rollout: Rollout) -> list[np.ndarray]:
+    """The token ids of each prompt."""
+    tokens, real = np.asarray(rollout["tokens"]), np.asarray(rollout["segment_ids"]) > 0
+    ends = (np.asarray(rollout["loss_mask"]) > 0).argmax(axis=1) + 1
+    return [row[:end][mask[:end]] for row, mask, end in zip(tokens, real, ends, strict=True)]

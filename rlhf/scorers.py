@@ -4,35 +4,21 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
 from ..data import Tokenizer
 from ..errors import UserError
-from ..model import Execution, make_apply
+from ..model import Apply, Execution, make_apply
 from ..train.load import described, load_function, where
 from ..train.run import Run
 from .normalise import load_reward
-from .ranking import scores_at
-from .rollouts import Rollout
+from .packing import Packed
 
-Scorer = Callable[[Rollout, Sequence[str], Sequence[str]], np.ndarray]
-"""(rollout, prompts, completions) -> float32 [B]."""
+Scorer = Callable[[Packed, Sequence[str], Sequence[str]], np.ndarray]
+"""(rollouts, prompts, completions) -> float32 [B]."""
 SHOWN = 60  # characters of a prompt in a message
-
-
-def whole_of(rollout: Rollout) -> tuple[dict[str, Array], Array]:
-    """(a batch of prompts and answers whole, [B, 1, T + 1], where each ends, i32[B, 1])."""
-    real = jnp.concatenate(
-        [rollout["segment_ids"], rollout["loss_mask"][:, -1:].astype(jnp.int32)], axis=1
-    )
-    tokens = jnp.concatenate([rollout["tokens"][:, :1], rollout["targets"]], axis=1)
-    positions = jnp.maximum(jnp.cumsum(real, axis=1) - 1, 0).astype(jnp.int32)
-    last = jnp.where(real > 0, jnp.arange(real.shape[1]), 0).max(axis=1)
-    batch = {"tokens": tokens, "positions": positions, "segment_ids": real}
-    return {name: x[:, None] for name, x in batch.items()}, last[:, None]
 
 
 def check_same_tokenizer(run: Run, tokenizer: Tokenizer) -> None:
@@ -48,14 +34,19 @@ def by_run(run: Run, tokenizer: Tokenizer, execution: Execution, mesh: Mesh) -> 
     """The normalised scores of a reward run. Raises UserError where it cannot read the answers."""
     check_same_tokenizer(run, tokenizer)
     params, _ = load_reward(run, mesh, execution)
-    apply = make_apply(run.config().model, execution, mesh)
+    score = score_by(make_apply(run.config().model, execution, mesh), params)
+    return lambda answers, prompts, completions: score(answers)
+
+
+def score_by(apply: Apply, params: Any) -> Callable[[Packed], np.ndarray]:
+    """The scores of a reward model's parameters, at each answer's last token."""
 
     @jax.jit
-    def score(params: Any, rollout: Rollout) -> Array:
-        batch, last = whole_of(rollout)
-        return scores_at(apply(params, batch, want=("value",))["value"], last)[:, 0]
+    def score(params: Any, answers: Packed) -> Array:
+        value = apply(params, answers.inputs, want=("value",))["value"]
+        return value.reshape(-1)[answers.rows.last]
 
-    return lambda rollout, prompts, completions: np.asarray(score(params, rollout))
+    return lambda answers: np.asarray(score(params, answers))
 
 
 def by_function(spec: str) -> Scorer:
@@ -64,7 +55,7 @@ def by_function(spec: str) -> Scorer:
     function = load_function(spec, "--reward-fn")
     file = spec.rpartition(":")[0]
 
-    def score(rollout: Rollout, prompts: Sequence[str], completions: Sequence[str]) -> np.ndarray:
+    def score(answers: Packed, prompts: Sequence[str], completions: Sequence[str]) -> np.ndarray:
         try:
             found = function(list(prompts), list(completions))
         except Exception as error:

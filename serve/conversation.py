@@ -69,14 +69,12 @@ class Conversation:
         """The tokens of what was said, in the room that the answer leaves. Raises UserError where
         the user's last turn alone does not fit."""
         ids, room = self._template.prompt(self.messages), self.room - self.sampling.max_tokens
-        if len(ids) <= room:
-            return ids
-        places = self._template.cut(ids, room, room=0)
-        if places is None:
+        kept = self._template.fit(ids, room, room=0)
+        if kept is None:
             raise UserError(
                 f"that does not fit the {room} tokens that there are for it; shorten it"
             )
-        return np.concatenate([ids[: places[0]], ids[places[1] :]])
+        return kept.ids
 
     def say(self, text: str) -> Iterator[str]:
         """The answer, piece by piece. Where the reader stops early, what was said is kept."""

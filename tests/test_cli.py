@@ -291,6 +291,25 @@ def test_unknown_names(mistake, run):
     mistake(["info", "nothing-like-it"], "nothing-like-it")
 
 
+def test_mistakes_of_the_demo(mistake, tmp_path):
+    mistake(["demo", "recip"], "'recip'", "'recipe'")
+    mistake(["demo", "gpt2"], "gpt2 is a config of aludel pretrain, not of aludel demo")
+    mistake(["demo", "--seeds", "0"], "--seeds")
+    mistake(["demo", "--seeds"], "--seeds needs a value")
+    mistake(["demo", "--chat", "maybe"], "--chat")
+    mistake(["demo", "--ppo.step", "3"], "--ppo.step", "--ppo.steps")
+    mistake(["demo", "--material.flipped", "0.7"], "material.flipped")
+    mistake(["demo", "--lists", "0"], "lists must be positive")
+    (tmp_path / "my.py").write_text("config = 3")
+    mistake(["demo", str(tmp_path / "my.py")], "Recipe")
+
+
+def test_info_of_a_recipe_is_of_all_its_stages(capsys):
+    assert cli.run(["info", "recipe"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"aludel {stage}" in said for stage in ("pretrain", "sft", "reward", "ppo"))
+
+
 def test_missing_and_empty_files(mistake, tmp_path):
     mistake(command(tmp_path / "r", f"text:{tmp_path}/none.txt"), "none.txt", "no such file")
     (tmp_path / "empty.txt").write_text("")

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -101,16 +102,42 @@ class StageConfig:
         return self.batch * self.row_length
 
     @property
+    def batch_length(self) -> int:
+        """Tokens in a row of the data's batches."""
+        return self.row_length
+
+    @property
     def flops_per_token(self) -> float:
         """To train on one token, attention included."""
         return self.model.flops_per_token(self.row_length, "attention")
 
+    @property
+    def networks(self) -> DecoderConfig | Mapping[str, DecoderConfig]:
+        """The decoder that is trained, or several by name."""
+        return self.model
+
+    @property
+    def averages(self) -> dict[str, tuple[str, float]]:
+        """Of several networks those that are moving averages: of which, with what decay."""
+        return {}
+
+    @property
+    def extra(self) -> dict[str, float]:
+        """Numbers that the stage steers by, as they are at the start."""
+        return {}
+
+    @property
+    def user_code(self) -> dict[str, str]:
+        """Functions of the user's own by their use, FILE.py:NAME."""
+        return {"loss": self.loss} if self.loss else {}
+
+    def optimizer_of(self, network: str) -> tuple[OptimizerConfig, int]:
+        """(how a network is moved, how often in the whole run)."""
+        return self.optimizer, self.steps
+
     def resolved(self):
         """The same settings with absolute paths, so that they mean the same from any folder."""
-        loss = self.loss
-        if loss:
-            file, colon, name = loss.rpartition(":")
-            loss = f"{absolute(file)}:{name}" if colon else loss
+        loss = absolute_code(self.loss)
         data = tuple(map(_absolute_source, self.data))
         return dataclasses.replace(self, data=data, loss=loss)
 
@@ -180,6 +207,11 @@ class FineTuneConfig(StageConfig):
         """Tokens in a row."""
         return self.context or self.model.context
 
+    @property
+    def scores(self) -> bool:
+        """Whether the decoder has a scalar head."""
+        return False
+
     def resolved(self):
         """The same settings with absolute paths."""
         init = self.init and absolute(self.init)
@@ -200,6 +232,11 @@ class RewardConfig(FineTuneConfig):
     al. 2022)."""
     completions: Annotated[int, tyro.conf.Fixed] = 2
     """The most that one comparison holds: filled in when the run begins."""
+
+    @property
+    def scores(self) -> bool:
+        """It has."""
+        return True
 
     @property
     def tokens_per_step(self) -> int:
@@ -233,6 +270,14 @@ class PpoConfig(FineTuneConfig):
     """Updates in a pass, each on its share of the answers."""
     kl: float = 0.02
     """What a nat between the policy and the one that it began as costs (InstructGPT's beta)."""
+    kl_target: float | None = None
+    """Nats of an answer that `kl` is steered to: more makes it dearer (Ziegler et al. 2019: 6).
+    None: it stays."""
+    kl_horizon: int = 10_000
+    """Answers over which it is steered."""
+    kl_budget: float | None = None
+    """Nats of an answer between the policy and the one that it began as, after which the run ends.
+    None: there is no end."""
     clip: float = 0.2
     """Bound of the policy's ratio in an update."""
     value_clip: float = 0.2
@@ -243,6 +288,16 @@ class PpoConfig(FineTuneConfig):
     """Lambda of generalised advantage estimation."""
     without_stop: float | None = -1.0
     """The score of an answer that does not end by itself; None: its own."""
+    ptx: float = 0.0
+    """Factor of the language-model loss on pretraining text in the same step (InstructGPT: 27.8);
+    0: none."""
+    ptx_data: tuple[str, ...] = ()
+    """Sources of that text, as `data` of pretraining."""
+    ptx_rows: int = 1
+    """Rows of text to an answer (InstructGPT: 8)."""
+    ema: float = 0.0
+    """Decay of a moving average of the policy, which then is what the run gives (InstructGPT:
+    0.992); 0: none."""
     critic_learning_rate: float | None = None
     """Peak learning rate of the critic. None: the policy's."""
     critic: Annotated[DecoderConfig, tyro.conf.Fixed] = DecoderConfig()
@@ -250,12 +305,22 @@ class PpoConfig(FineTuneConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("new_tokens", "passes", "minibatches"):
+        for name in ("new_tokens", "passes", "minibatches", "ptx_rows", "kl_horizon"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("temperature", "clip", "value_clip"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} must be positive, not {getattr(self, name)}")
+        for name in ("kl_budget", "kl_target"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UserError(f"{name} must be positive, not {value}")
+        if not 0 <= self.ema < 1:
+            raise UserError(f"ema must lie in [0, 1), not {self.ema}")
+        if self.ptx < 0:
+            raise UserError(f"ptx must not be negative, not {self.ptx}")
+        if bool(self.ptx) != bool(self.ptx_data):
+            raise UserError("ptx and ptx_data belong together: name both, or neither")
         for name in ("gamma", "lam"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
@@ -266,9 +331,37 @@ class PpoConfig(FineTuneConfig):
             )
 
     @property
-    def prompt_tokens(self) -> int:
+    def batch_length(self) -> int:
         """Room for a prompt."""
         return self.row_length - self.new_tokens
+
+    @property
+    def networks(self) -> dict[str, DecoderConfig]:
+        """Policy and critic, and the policy's average where there is one."""
+        average = {"average": self.model} if self.ema else {}
+        return {"policy": self.model, "critic": self.critic, **average}
+
+    @property
+    def averages(self) -> dict[str, tuple[str, float]]:
+        """The policy's."""
+        return {"average": ("policy", self.ema)} if self.ema else {}
+
+    @property
+    def extra(self) -> dict[str, float]:
+        """What a nat costs, where that is steered."""
+        return {} if self.kl_target is None else {"kl": self.kl}
+
+    @property
+    def user_code(self) -> dict[str, str]:
+        """Functions of the user's own by their use, FILE.py:NAME."""
+        return super().user_code | ({"reward_fn": self.reward_fn} if self.reward_fn else {})
+
+    def optimizer_of(self, network: str) -> tuple[OptimizerConfig, int]:
+        """(how a network is moved, how often in the whole run)."""
+        rate = self.critic_learning_rate
+        if network == "critic" and rate is not None:
+            return dataclasses.replace(self.optimizer, learning_rate=rate), self.updates
+        return self.optimizer, self.updates
 
     @property
     def tokens_per_step(self) -> int:
@@ -287,10 +380,13 @@ class PpoConfig(FineTuneConfig):
 
     def resolved(self) -> "PpoConfig":
         """The same settings with absolute paths."""
-        file, colon, name = self.reward_fn.rpartition(":")
-        function = f"{absolute(file)}:{name}" if colon else self.reward_fn
         reward = self.reward and absolute(self.reward)
-        return dataclasses.replace(super().resolved(), reward=reward, reward_fn=function)
+        return dataclasses.replace(
+            super().resolved(),
+            reward=reward,
+            reward_fn=absolute_code(self.reward_fn),
+            ptx_data=tuple(map(_absolute_source, self.ptx_data)),
+        )
 
 
 FILE_KINDS = ("text", "jsonl", "chat", "pairs")  # of sources that name a path
@@ -331,6 +427,12 @@ def with_out(config: Any, out: Path) -> Any:
 def absolute(path: str) -> str:
     """An absolute path; `~` is the home folder."""
     return str(Path(path).expanduser().absolute())
+
+
+def absolute_code(spec: str) -> str:
+    """FILE.py:NAME with an absolute path."""
+    file, colon, name = spec.rpartition(":")
+    return f"{absolute(file)}:{name}" if colon else spec
 
 
 def _absolute_source(source: str) -> str:

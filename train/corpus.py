@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..data import (
     ChatStore,
@@ -41,6 +42,13 @@ class Corpus:
     """Of the sources, each once."""
     train: tuple[TokenStore | ChatStore | ComparisonStore | PromptStore, ...]
     validation: tuple[TokenStore | ChatStore | ComparisonStore | PromptStore, ...]
+    text: tuple[TokenStore, ...] = ()
+    """Pretraining text beside it, where a stage mixes some in."""
+
+    @property
+    def stores(self) -> tuple:
+        """Those of training, then those of validation."""
+        return (*self.train, *self.validation)
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -145,65 +153,73 @@ def open_corpus(
     return Corpus(sources, unique([source.name for source in sources]), train, validation)
 
 
-def open_chats(config: SftConfig, tokenizer: Tokenizer, say: Callable[[str], None]) -> Corpus:
-    """Every source of conversations, tokenised; it is told what does not fit the rows."""
+def open_records(
+    config: StageConfig, kind: str, what: str, build: Callable[[Source, Split], Any]
+) -> Corpus:
+    """Every source of one kind of records, each of its parts made by `build`."""
     sources = sources_of(config)
     for source in sources:
-        if source.kind != "chat":
-            raise UserError(f"{source.path}: is not a source of conversations; write chat:PATH")
-    stores = {
-        split: tuple(build_chats(source, split, tokenizer) for source in sources)
-        for split in ("train", "validation")
-    }
-    cut = [store.cut(config.row_length) for one in stores.values() for store in one]
+        if source.kind != kind:
+            raise UserError(f"{source.path}: is not a source of {what}; write {kind}:PATH")
+    train, held = (
+        tuple(build(source, split) for source in sources) for split in ("train", "validation")
+    )
+    return Corpus(sources, unique([source.name for source in sources]), train, held)
+
+
+def open_chats(config: SftConfig, tokenizer: Tokenizer, say: Callable[[str], None]) -> Corpus:
+    """Every source of conversations, tokenised; it is told what does not fit the rows."""
+    corpus = open_records(
+        config, "chat", "conversations", lambda source, split: build_chats(source, split, tokenizer)
+    )
+    cut = [store.cut(config.row_length) for store in corpus.stores]
     left, right = (sum(counts) for counts in zip(*cut, strict=True))
     if left or right:
         say(
             f"too long for rows of {config.row_length:,} tokens: {left:,} conversations lose their "
             f"first turns, {right:,} the end of their last answer"
         )
-    names = unique([source.name for source in sources])
-    return Corpus(sources, names, stores["train"], stores["validation"])
+    return corpus
 
 
 def open_comparisons(
     config: RewardConfig, tokenizer: Tokenizer, say: Callable[[str], None]
 ) -> Corpus:
     """Every source of comparisons, tokenised; it is told how many do not fit the rows."""
-    sources = sources_of(config)
-    for source in sources:
-        if source.kind != "pairs":
-            raise UserError(f"{source.path}: is not a source of comparisons; write pairs:PATH")
-    stores = {
-        split: tuple(build_comparisons(source, split, tokenizer) for source in sources)
-        for split in ("train", "validation")
-    }
-    cut = sum(store.fitted(config.row_length)[1] for one in stores.values() for store in one)
+    corpus = open_records(
+        config,
+        "pairs",
+        "comparisons",
+        lambda source, split: build_comparisons(source, split, tokenizer),
+    )
+    cut = sum(store.fitted(config.row_length)[1] for store in corpus.stores)
     if cut:
         say(f"too long for {config.row_length:,} tokens: {cut:,} comparisons, cut on all sides")
-    names = unique([source.name for source in sources])
-    return Corpus(sources, names, stores["train"], stores["validation"])
+    return corpus
 
 
 def open_prompts(config: PpoConfig, tokenizer: Tokenizer, say: Callable[[str], None]) -> Corpus:
     """Every source of prompts, tokenised; it is told how many are cut."""
-    sources = sources_of(config)
-    if config.prompt_tokens < 8:
+    room = config.batch_length
+    if room < 8:
         raise UserError(
             f"answers of {config.new_tokens} tokens leave no room for prompts in rows of "
             f"{config.row_length}: make new_tokens smaller or context larger"
         )
-    for source in sources:
-        if source.kind != "chat":
-            raise UserError(f"{source.path}: is not a source of prompts; write chat:PATH")
-    train = tuple(build_prompts(one, "train", tokenizer, config.prompt_tokens) for one in sources)
-    held = tuple(
-        build_prompts(one, "validation", tokenizer, config.prompt_tokens) for one in sources
+    corpus = open_records(
+        config,
+        "chat",
+        "prompts",
+        lambda source, split: build_prompts(source, split, tokenizer, room),
     )
-    cut = sum(store.cut for store in (*train, *held))
+    cut = sum(store.cut for store in corpus.stores)
     if cut:
-        say(f"too long for {config.prompt_tokens:,} tokens: {cut:,} prompts lose their first turns")
-    return Corpus(sources, unique([source.name for source in sources]), train, held)
+        say(f"too long for {room:,} tokens: {cut:,} prompts lose their first turns")
+    text = tuple(
+        build_store(parse_source(one), "train", tokenizer, ReadOptions(), say=say)
+        for one in config.ptx_data
+    )
+    return dataclasses.replace(corpus, text=text)
 
 
 def with_completions(config: StageConfig, corpus: Corpus) -> StageConfig:

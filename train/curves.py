@@ -59,21 +59,27 @@ def curve(
         _limit(axes, values, points)
     if points is not None and len(points[0]):
         axes.plot(*points, color=SECOND, lw=1.6, marker="o", ms=4, label=names[1])
-        axes.legend(frameon=False, labelcolor=INK, fontsize=9)
     if log and len(values) and np.all(np.asarray(values) > 0):
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(FuncFormatter(_few))
     axes.set_title(title, loc="left", fontsize=10, color=INK)
-    axes.set_xlabel("step", fontsize=9, color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6 if wide else 4, integer=True))
+    dress(axes, "step")
+    axes.margins(x=0.01)
+    return svg(figure, title)
+
+
+def dress(axes, below: str) -> None:
+    """A figure's grid, labels and, where lines are named, legend; `below`: what x is."""
+    axes.set_xlabel(below, fontsize=9, color=INK)
     axes.tick_params(colors=INK, labelsize=8.5, length=0, which="both")
     axes.grid(color=GRID, lw=0.7)
     axes.set_axisbelow(True)
-    axes.margins(x=0.01)
     for side in axes.spines.values():
         side.set_visible(False)
-    return _svg(figure, title)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, labelcolor=INK, fontsize=9)
 
 
 def _few(value: float, _) -> str:
@@ -90,7 +96,8 @@ def _limit(axes, values: np.ndarray, points: Series | None) -> None:
         axes.set_ylim(low - 0.05 * (high - low), high + 0.08 * (high - low))
 
 
-def _svg(figure, title: str) -> str:
+def svg(figure, title: str) -> str:
+    """The figure as an <svg> element whose colours the page's CSS gives."""
     import matplotlib
 
     out = io.StringIO()

@@ -10,8 +10,8 @@ from ..data import Tokenizer, with_template
 from ..errors import UserError
 from ..model import DecoderConfig, grow_vocab, init_params
 from .checkpoint import Say
-from .config import FineTuneConfig, RewardConfig
-from .restore import load_params
+from .config import FineTuneConfig
+from .restore import load_params, step_of
 from .run import Run, find_run
 from .step import stream
 
@@ -20,16 +20,21 @@ def settle_on(config: FineTuneConfig, run: Run, say: Say) -> tuple[Any, Tokenize
     """The settings with the decoder of the run that they begin with, and its tokenizer with the
     tokens of the chat template; when resumed, those of the run itself."""
     say(f"preparing: {', '.join(config.data)}; from {config.init}")
-    if run.exists:
-        tokenizer, model = run.tokenizer(), run.config().model
-        model = dataclasses.replace(model, dropout=config.dropout)
-        return dataclasses.replace(config, model=model), tokenizer
-    return settled(config)
+    if not run.exists:
+        return settled(config)
+    before = run.config()
+    model = dataclasses.replace(before.model, dropout=config.dropout)
+    if not config.init_checkpoint.isdecimal():  # that which it was when the run began
+        config = dataclasses.replace(config, init_checkpoint=before.init_checkpoint)
+    return dataclasses.replace(config, model=model), run.tokenizer()
 
 
 def settled(config: Any) -> tuple[Any, Tokenizer]:
-    """The same of a run that begins."""
+    """The same of a run that begins. Which checkpoint it is from is settled as well: a number means
+    the same one when the run goes on, though its parent may have been trained on meanwhile."""
     parent = parent_of(config)
+    step = step_of(parent, config.init_checkpoint)
+    config = dataclasses.replace(config, init_checkpoint=str(step))
     tokenizer = with_template(parent.tokenizer())
     return with_decoder(config, parent.config().model, tokenizer), tokenizer
 
@@ -52,7 +57,7 @@ def with_decoder(config: Any, model: DecoderConfig, tokenizer: Tokenizer) -> Any
         model,
         vocab_size=max(model.vocab_size, tokenizer.vocab_size),
         dropout=config.dropout,
-        scalar_head=isinstance(config, RewardConfig),
+        scalar_head=config.scores,
     )
     return dataclasses.replace(config, model=model)
 

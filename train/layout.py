@@ -1,6 +1,6 @@
 """Between a training state as it runs and the trees in which it is stored."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..model import (
     param_groups,
     param_shapes,
     param_shardings,
+    replicated,
     stored_shardings,
     to_stored,
 )
@@ -46,20 +47,34 @@ class Layout:
 
 
 def make_layout(
-    networks: Networks, execution: Execution, make_optimizer: MakeOptimizer, mesh: Mesh
+    networks: Networks,
+    execution: Execution,
+    make_optimizer: MakeOptimizer,
+    mesh: Mesh,
+    averages: Mapping[str, tuple[str, float]] = {},
+    extra: Iterable[str] = (),
 ) -> Layout:
     """The layout of a state: of one decoder's parameters, or of several under their names.
-    make_optimizer: from the name of a decoder ("" of a single one) and its parameters' groups."""
+
+    make_optimizer: from the name of a decoder ("" of a single one) and its parameters' groups.
+    averages: of several decoders those that are moving averages: of which, with what decay.
+    extra: the names of the numbers in it that a stage steers by.
+    """
+    numbers = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in extra}
+    lie = {name: replicated(mesh) for name in numbers}
     optimizer, running, shardings = _placed(
         networks,
         execution,
         make_optimizer,
         lambda config: param_shardings(config, execution, mesh),
+        averages,
     )
+    running, shardings = running._replace(extra=numbers), shardings._replace(extra=lie)
     # The same state as a scanned decoder would hold it: that is how it is stored.
     _, stored, stored_places = _placed(
-        networks, STORED, make_optimizer, lambda config: stored_shardings(config, mesh)
+        networks, STORED, make_optimizer, lambda config: stored_shardings(config, mesh), averages
     )
+    stored, stored_places = stored._replace(extra=numbers), stored_places._replace(extra=lie)
     target = jax.tree.map(
         lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
         _parts(to_tree(stored)),
@@ -71,7 +86,7 @@ def make_layout(
         return jax.tree.map(jnp.copy, _parts(_stored(to_tree(state), networks)))
 
     def loaded(parts: dict) -> TrainState:
-        tree = {"params": parts["params"], **parts["rest"]}
+        tree = {"params": parts["params"], "extra": {}, **parts["rest"]}
         return serialization.from_state_dict(running, _running(tree, networks, execution))
 
     # Off the CPU, saving moves the arrays to the host before it returns; stacked ones need no copy.
@@ -90,6 +105,7 @@ def _placed(
     execution: Execution,
     make_optimizer: MakeOptimizer,
     places_of: Callable[[DecoderConfig], Any],
+    averages: Mapping[str, tuple[str, float]] = {},
 ) -> tuple[optax.GradientTransformation, TrainState, TrainState]:
     """(optimizer, shapes of the state, its shardings) as `execution` holds it."""
     if isinstance(networks, DecoderConfig):
@@ -102,7 +118,7 @@ def _placed(
         )
         for name, config in networks.items()
     }
-    optimizer = per_network({name: one for name, (one, _, _) in each.items()})
+    optimizer = per_network({name: one for name, (one, _, _) in each.items()}, averages)
     together = [
         states[0]._replace(
             params={name: state.params for name, state in zip(each, states, strict=True)},
@@ -115,8 +131,10 @@ def _placed(
 
 def per_network(
     optimizers: Mapping[str, optax.GradientTransformation],
+    averages: Mapping[str, tuple[str, float]] = {},
 ) -> optax.GradientTransformation:
-    """Each network's parameters moved by an optimiser of its own."""
+    """Each network's parameters moved by an optimiser of its own; those of an average, which is
+    (of which network, its decay), move to decay x themselves + (1 - decay) x the network's."""
 
     def init(params: Any) -> dict:
         return {name: one.init(params[name]) for name, one in optimizers.items()}
@@ -124,8 +142,18 @@ def per_network(
     def update(updates: Any, state: dict, params: Any = None) -> tuple[dict, dict]:
         moved, kept = {}, {}
         for name, one in optimizers.items():
+            if name in averages:
+                continue
             own = None if params is None else params[name]
             moved[name], kept[name] = one.update(updates[name], state[name], own)
+        for name, (of, decay) in averages.items():
+            moved[name] = jax.tree.map(
+                lambda x, step, average, decay=decay: (1 - decay) * (x + step - average),
+                params[of],
+                moved[of],
+                params[name],
+            )
+            kept[name] = state[name]
         return moved, kept
 
     return optax.GradientTransformation(init, update)
@@ -168,5 +196,9 @@ def _parts(tree: dict) -> dict:
     """A state's tree as what is stored apart: the parameters, and what only training needs."""
     return {
         "params": tree["params"],
-        "rest": {name: value for name, value in tree.items() if name != "params"},
+        "rest": {
+            name: value
+            for name, value in tree.items()
+            if name != "params" and not (name == "extra" and not value)
+        },
     }

@@ -5,7 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,7 +16,7 @@ from ..errors import UserError
 from .checkpoint import Checkpoints
 from .journal import Journal
 from .records import Lines
-from .validation import name_in, validation_of
+from .validation import validated, validation_of
 
 AGAIN = 75  # EX_TEMPFAIL of sysexits.h: try again later
 PROFILE_AFTER = 10
@@ -96,6 +96,8 @@ class Plan:
     checkpoint_every: int
     sample_every: int
     profile: int = 0
+    enough: Callable[[dict], bool] | None = None
+    """Whether, by its metrics, a step is the last, though there are more to go."""
 
 
 def due(step: int, every: int, steps: int) -> bool:
@@ -112,9 +114,9 @@ def train(
     samples: Lines,
     signals: Signals,
     folder: Path,
-) -> Any:
-    """The state after the last step. Raises StoppedError once a signal has come and the state is
-    saved. When it returns, the last state lies on disk."""
+) -> tuple[Any, int]:
+    """(the state after the last step, which that was). Raises StoppedError once a signal has come
+    and the state is saved. When it returns, the last state lies on disk."""
     _catch_up(state, begin, plan, journal, samples)
     trace = Trace(plan.profile, begin, plan.steps, folder / "profile")
     batches = prefetch(plan.batch, begin, plan.steps)
@@ -134,6 +136,9 @@ def train(
                     raise
                 journal.push(step, metrics)
                 trace.after(step, metrics)
+                if plan.enough and step < plan.steps and plan.enough(metrics):
+                    plan = replace(plan, steps=step, meta={**plan.meta, "enough": True})
+                    journal.keep()
                 validation = None
                 if due(step, plan.eval_every, plan.steps) and not signals.asked:
                     validation = _evaluate(state, step, plan, journal)
@@ -147,11 +152,13 @@ def train(
                 if asked:
                     checkpoints.finish()
                     raise StoppedError(step)
+                if step == plan.steps:
+                    break
             checkpoints.finish()
     finally:
         batches.close()
         trace.close()
-    return state
+    return state, plan.steps
 
 
 def _save(
@@ -175,7 +182,7 @@ def _save(
 def _catch_up(state: Any, begin: int, plan: Plan, journal: Journal, samples: Lines) -> None:
     """What was due at the step that the run was stopped at, and left for now."""
     line = next((one for one in journal.lines.read() if one["step"] == begin), {})
-    if begin and due(begin, plan.eval_every, plan.steps) and name_in(line) is None:
+    if begin and due(begin, plan.eval_every, plan.steps) and not validated(line):
         figures = plan.evaluate(state, begin == plan.steps)
         journal.lines.amend(begin, figures)
     if begin and plan.sample and due(begin, plan.sample_every, plan.steps):

@@ -13,13 +13,7 @@ from .sizes import engineering
 from .validation import NAMES, name_in
 
 EARLIER = 4  # samples of so many steps before the last
-PAGE = Template(
-    """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title · aludel</title>
-<style>
+STYLE = """
 :root {
   color-scheme: light dark;
   --page: #fbfbf9; --card: #ffffff; --ink: #23262b; --soft: #6a707a; --line: #e3e4e0;
@@ -54,7 +48,15 @@ details { margin-bottom: .6rem; } summary { cursor: pointer; padding: .55rem .9r
 table { border-collapse: collapse; width: 100%; font-size: .88rem; }
 td { padding: .22rem .8rem .22rem 0; border-top: 1px solid var(--line); vertical-align: top;
   overflow-wrap: anywhere; } td:first-child { color: var(--soft); width: 34%; }
-</style>
+"""
+"""Of every report."""
+PAGE = Template(
+    """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title · aludel</title>
+<style>$style</style>
 <h1>$title</h1>
 <p class="path">$subtitle</p>
 <div class="cards">$cards</div>
@@ -76,6 +78,7 @@ def write_report(run: Run) -> None:
     summary = run.read(SUMMARY)
     lines = run.lines(METRICS).read()
     page = PAGE.substitute(
+        style=STYLE,
         title=escape(run.path.name),
         subtitle=escape(f"aludel {values.get('stage', '')} · {run.path}"),
         cards="".join(map(_card, cards(summary))),

@@ -1,5 +1,6 @@
 """The parameters of a finished, or half-finished, run: for evaluation, sampling, later stages."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -28,27 +29,24 @@ def load_params(
 
     Raises UserError where there is none, or none that can be used.
     """
-    model: DecoderConfig = run.config().model
+    config = run.config()
+    model: DecoderConfig = config.model
     checkpoints = run.checkpoints
     steps = checkpoints.steps()
     if not steps:
         raise UserError(f"{run.path}: no checkpoint in it yet")
-    target = {"params": target_of(model, mesh)}
-    several = run.stage() == "ppo"  # its critic lies beside the policy, and nobody else needs it
+    several = isinstance(config.networks, Mapping)  # the others lie beside the policy
     if several:
-        target["params"] = {
-            "policy": target["params"],
-            "critic": target_of(run.config().critic, mesh),
-        }
+        target = {name: target_of(one, mesh) for name, one in config.networks.items()}
+    else:
+        target = target_of(model, mesh)
+    target = {"params": target}
     if which == "newest":
         found = checkpoints.newest_usable(target)
         assert found is not None
         stored, meta = found
     else:
-        step = checkpoints.best() if which == "best" else int(which) if which.isdecimal() else None
-        if step not in steps:
-            there = ", ".join(map(str, steps))
-            raise UserError(f"{run.path}: no checkpoint {which!r}; there are newest, best, {there}")
+        step = step_of(run, which)
         try:
             stored, meta = checkpoints.restore(step, target)
         except DamagedError as error:
@@ -59,7 +57,26 @@ def load_params(
     check_tokenizer(run, run.tokenizer(), meta["tokenizer"])
     places = param_shardings(model, execution, mesh)
     load = jax.jit(lambda tree: from_stored(tree, model, execution), out_shardings=places)
-    return load(stored["params"]["policy"] if several else stored["params"]), meta
+    found = stored["params"]
+    if several:  # an average of the policy is better than the policy (Ouyang et al. 2022)
+        found = found.get("average", found["policy"])
+    return load(found), meta
+
+
+def step_of(run: Run, which: str) -> int:
+    """The step that `newest`, `best` or a number means now. Raises UserError for any other."""
+    checkpoints = run.checkpoints
+    steps = checkpoints.steps()
+    if not steps:
+        raise UserError(f"{run.path}: no checkpoint in it yet")
+    if which == "newest":
+        return steps[-1]
+    step = checkpoints.best() if which == "best" else int(which) if which.isdecimal() else None
+    checkpoints.close()
+    if step not in steps:
+        there = ", ".join(map(str, steps))
+        raise UserError(f"{run.path}: no checkpoint {which!r}; there are newest, best, {there}")
+    return step
 
 
 def target_of(model: DecoderConfig, mesh: Mesh) -> dict:

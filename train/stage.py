@@ -20,16 +20,16 @@ from ..memory import keep_memory
 from ..model import Apply, check_mesh, make_apply, make_mesh, replicated
 from .check import check_loss
 from .checkpoint import Say
-from .config import PpoConfig, StageConfig, with_steps
+from .config import StageConfig, with_steps
 from .corpus import Corpus, check_tokenizer, with_completions
 from .events import Events
 from .hardware import describe, peak_flops
 from .journal import LAG, Journal
-from .layout import Layout, Networks, make_layout
+from .layout import Layout, make_layout
 from .load import load_loss
 from .loop import Plan, Signals, train
 from .losses import lm_loss
-from .optimizer import OptimizerConfig, make_optimizer
+from .optimizer import make_optimizer
 from .placing import local_rows, placer
 from .progress import duration, make_display
 from .records import write_json, write_text
@@ -70,6 +70,8 @@ class Trained:
     mesh: Mesh
     place: Callable[[Any], Any]
     """Puts a batch on the devices."""
+    frozen: Any
+    """What the stage needs besides, and does not train."""
 
     @property
     def rows(self) -> int:
@@ -100,10 +102,12 @@ class Stage:
     evaluator: "Callable[[Trained, Callable[[], bool]], Evaluator] | None" = None
     """`evaluate(params, whole) -> figures` of the validation part, {} where the function given
     says that a signal has come; None: a language model's."""
-    networks: Callable[[Any], Networks] = lambda config: config.model
-    """The decoders that are trained."""
+    frozen: Callable[[Any, Tokenizer, Mesh, Array], Any] = lambda *_: None
+    """What the stage needs besides, and does not train: networks, mostly."""
     stepper: "Callable[[Trained, Layout, Tokenizer, Array, Say], Stepper] | None" = None
     """`step(state, (number, batch), key) -> (state, metrics)`; None: a step of the loss."""
+    enough: Callable[[Any], tuple[Callable[[dict], bool], str] | None] = lambda config: None
+    """(whether a step's metrics end the run before its last step, why), of the settings."""
     finish: "Callable[[Trained, Run, Any, Array, Say], None] | None" = None
     """What is to be done with the parameters of the last step."""
 
@@ -128,9 +132,10 @@ def _run(stage: Stage, config: Any, signals: Signals) -> Path:
     if resumes:
         check_same(run, stage.name, config)
     corpus = stage.open(config, tokenizer, say)
-    model, length = config.model, config.row_length
-    wide = config.prompt_tokens if isinstance(config, PpoConfig) else length
-    batches = TrainBatches(corpus.train, corpus.weights, config.batch, wide, config.seed)
+    model = config.model
+    batches = TrainBatches(
+        corpus.train, corpus.weights, config.batch, config.batch_length, config.seed
+    )
     config = with_completions(with_steps(config, batches.rows_per_epoch), corpus)
     for store, name in zip(corpus.train, corpus.names, strict=True):
         if store.replaced:
@@ -152,10 +157,12 @@ def _run(stage: Stage, config: Any, signals: Signals) -> Path:
 
     # ---- the state: fresh, or where the run left off
     layout = make_layout(
-        stage.networks(config),
+        config.networks,
         config.execution,
-        lambda network, groups: make_optimizer(*optimizer_of(config, network), groups),
+        lambda network, groups: make_optimizer(*config.optimizer_of(network), groups),
         mesh,
+        config.averages,
+        config.extra,
     )
     checkpoints = run.checkpoints
     checkpoints.tidy()
@@ -166,11 +173,13 @@ def _run(stage: Stage, config: Any, signals: Signals) -> Path:
         stored, meta = found
         check_tokenizer(run, tokenizer, meta["tokenizer"])
         begin, seconds = meta["step"], meta["seconds"]
+        if meta.get("enough"):  # it was over before its last step
+            config = dataclasses.replace(config, steps=begin)
         state = layout.load(stored)
         del stored, found
     else:
         params, parent = stage.begin(config, mesh, key)
-        state = init_state(layout.optimizer, params, layout.shardings)
+        state = init_state(layout.optimizer, params, layout.shardings, config.extra)
     if begin > config.steps:
         raise UserError(
             f"{run.path}: is at step {begin} already, past steps = {config.steps}; "
@@ -190,10 +199,10 @@ def _run(stage: Stage, config: Any, signals: Signals) -> Path:
         "data": [store.digest for store in corpus.train],
         "validation": [store.digest for store in corpus.validation],
     }
-    if config.loss:
-        digests["loss"] = file_digest(config.loss.rpartition(":")[0])
-    if isinstance(config, PpoConfig) and config.reward_fn:
-        digests["reward_fn"] = file_digest(config.reward_fn.rpartition(":")[0])
+    if corpus.text:
+        digests["text"] = [store.digest for store in corpus.text]
+    for use, spec in config.user_code.items():
+        digests[use] = file_digest(spec.rpartition(":")[0])
     record_provenance(run, digests, begin, parent)
     write_config(run, stage.name, config)
     if resumes:
@@ -202,7 +211,8 @@ def _run(stage: Stage, config: Any, signals: Signals) -> Path:
 
     # ---- the step, evaluation, samples
     apply = make_apply(model, config.execution, mesh)
-    trained = Trained(config, corpus, apply, layout.shardings.params, mesh, place)
+    frozen = stage.frozen(config, tokenizer, mesh, key)
+    trained = Trained(config, corpus, apply, layout.shardings.params, mesh, place, frozen)
     evaluate_params = (stage.evaluator or language_evaluator)(trained, lambda: signals.asked)
 
     def evaluate(state: Any, whole: bool) -> dict:
@@ -230,6 +240,7 @@ def _run(stage: Stage, config: Any, signals: Signals) -> Path:
     def epochs(step: int) -> dict[str, float]:
         return epochs_of(corpus.names, batches.epochs(step))
 
+    enough = stage.enough(config)
     plan = Plan(
         step=step,
         batch=lambda number: (number, place(batches.batch(number, mine))),
@@ -243,6 +254,7 @@ def _run(stage: Stage, config: Any, signals: Signals) -> Path:
         checkpoint_every=config.checkpoint_every,
         sample_every=config.sample_every,
         profile=config.profile,
+        enough=enough and enough[0],
     )
     devices = list(mesh.devices.flat)
     journal = Journal(
@@ -267,7 +279,10 @@ def _run(stage: Stage, config: Any, signals: Signals) -> Path:
         if begin == 0:
             journal.add(0, evaluate(state, True))
             journal.sync()
-        state = train(state, begin, plan, journal, checkpoints, samples, signals, run.path)
+        state, steps = train(state, begin, plan, journal, checkpoints, samples, signals, run.path)
+        if steps < config.steps:
+            say(f"step {steps:,} of {config.steps:,} is the last: {enough[1]}")
+            config = dataclasses.replace(config, steps=steps)
     finally:
         display.stop()
         journal.close()
@@ -283,17 +298,6 @@ def _run(stage: Stage, config: Any, signals: Signals) -> Path:
     for line in closing(summary, samples.read()):
         say(line)
     return run.path
-
-
-def optimizer_of(config: Any, network: str) -> tuple[OptimizerConfig, int]:
-    """The settings of the optimiser that moves a network, and its updates in the whole run."""
-    if not isinstance(config, PpoConfig):
-        return config.optimizer, config.steps
-    rate = config.critic_learning_rate
-    if network == "critic" and rate is not None:
-        own = dataclasses.replace(config.optimizer, learning_rate=rate)
-        return own, config.updates
-    return config.optimizer, config.updates
 
 
 def language_evaluator(trained: Trained, asked: Callable[[], bool]) -> Evaluator:

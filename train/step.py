@@ -33,6 +33,7 @@ class TrainState(NamedTuple):
     params: Any
     opt_state: Any
     guard: GuardState
+    extra: Mapping[str, Array] = {}  # f32[]: numbers that a stage steers by
 
 
 def stream(key: Array, name: str) -> Array:
@@ -44,6 +45,7 @@ def init_state(
     optimizer: optax.GradientTransformation,
     params: Any,
     shardings: TrainState | None = None,
+    extra: Mapping[str, float] | None = None,
 ) -> TrainState:
     """The state before the first step; the optimiser's arrays are made where they will lie."""
     placed = None if shardings is None else shardings.opt_state
@@ -51,7 +53,10 @@ def init_state(
     step, guard = jnp.zeros([], jnp.int32), init_guard()
     if shardings is not None:
         step, guard = jax.device_put((step, guard), (shardings.step, shardings.guard))
-    return TrainState(step, params, opt_state, guard)
+    numbers = {name: jnp.float32(value) for name, value in (extra or {}).items()}
+    if shardings is not None:
+        numbers = jax.device_put(numbers, dict(shardings.extra))
+    return TrainState(step, params, opt_state, guard, numbers)
 
 
 def state_shardings(
@@ -224,7 +229,8 @@ def make_step(
         rates = [rate for _, rate in optax.tree.get_all_with_path(opt_state, "learning_rate")]
         if rates:  # of several networks, the first one's
             metrics["learning_rate"] = jnp.float32(rates[0])
-        return TrainState(state.step + 1, params, opt_state, remembered), metrics
+        moved = state._replace(params=params, opt_state=opt_state, guard=remembered)
+        return moved._replace(step=state.step + 1), metrics
 
     if shardings is None:
         return jax.jit(step, donate_argnums=0)

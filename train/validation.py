@@ -15,3 +15,8 @@ def validation_of(figures: Mapping) -> float | None:
     """The figure itself; lower is better."""
     name = name_in(figures)
     return None if name is None else figures[name]
+
+
+def validated(figures: Mapping) -> bool:
+    """Whether there are figures of the validation part among these."""
+    return any(name.startswith("val_") and value is not None for name, value in figures.items())

@@ -12,7 +12,12 @@ FAMILIES = {
     ),
     "llama": dict(kv_heads=2, activation="swiglu"),
     "modern": dict(
-        token_shift=2, norm_affine=False, qk_norm=True, activation="relu2", zero_init=True
+        token_shift=2,
+        norm_affine=False,
+        qk_norm=True,
+        activation="relu2",
+        zero_init=True,
+        matching_init=True,
     ),
     "odd": dict(
         norm="layernorm",

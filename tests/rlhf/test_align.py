@@ -110,7 +110,17 @@ def test_the_score_rises(tuned, prompts, rewards, tmp_path):
 
 
 def test_it_goes_on_exactly_where_it_was(tuned, prompts, rewards, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("yes no " * 300)
     whole = config_of(tuned, prompts, tmp_path / "whole", reward_fn=f"{rewards}:share_of_y")
+    whole = dataclasses.replace(  # everything that has a state of its own
+        whole,
+        eval_every=2,
+        kl_target=0.1,
+        ema=0.9,
+        ptx=0.5,
+        ptx_data=(f"text:{text}",),
+    )
     ppo(whole)
     parts = dataclasses.replace(whole, out=str(tmp_path / "parts"))
     with pytest.MonkeyPatch.context() as patch:
@@ -125,6 +135,22 @@ def test_it_goes_on_exactly_where_it_was(tuned, prompts, rewards, tmp_path):
             ppo(parts)
     ppo(parts)
     assert lines_of(tmp_path / "parts") == lines_of(tmp_path / "whole")
+
+
+def test_it_ends_when_the_budget_of_kl_is_spent(tuned, prompts, rewards, tmp_path, capfd):
+    config = config_of(
+        tuned, prompts, tmp_path / "run", reward_fn=f"{rewards}:share_of_y", steps=20, kl=0.0
+    )
+    config = dataclasses.replace(config, kl_budget=0.05, checkpoint_every=50)
+    run = Run(ppo(config))
+    steps = run.read("summary.json")["steps"]
+    spent = [line["kl_nats"] for line in lines_of(run.path) if "kl_nats" in line]
+    assert 1 < steps < 20 and len(spent) == steps
+    assert all(nats <= 0.05 for nats in spent[:-1]) and spent[-1] > 0.05
+    assert "0.05 nats of KL are spent" in capfd.readouterr().err
+    before = lines_of(run.path)
+    ppo(config)  # it is over, and stays so
+    assert lines_of(run.path) == before and run.read("summary.json")["steps"] == steps
 
 
 def test_with_a_reward_run(tuned, prompts, tmp_path):

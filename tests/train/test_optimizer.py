@@ -11,6 +11,7 @@ from flax import serialization
 from aludel.errors import UserError
 from aludel.model import DecoderConfig, Execution, from_stored, to_stored
 from aludel.train import OptimizerConfig, make_optimizer
+from aludel.train.layout import per_network
 from aludel.train.muon import orthogonalise
 
 GROUPS = {"w": "matrix", "e": "embedding", "h": "head", "b": "vector"}
@@ -213,3 +214,19 @@ def test_impossible_settings_are_refused(field, value):
 def test_settings_are_finite(value):
     with pytest.raises(UserError, match="optimizer.learning_rate must be a finite number"):
         OptimizerConfig(learning_rate=value)
+
+
+def test_an_average_follows_its_network():
+    params = {"policy": _params(0), "average": _params(0)}
+    inner = make_optimizer(OptimizerConfig(learning_rate=0.1, **FLAT), 10, GROUPS)
+    both = per_network({"policy": inner, "average": inner}, averages={"average": ("policy", 0.75)})
+    state, expected = both.init(params), params["average"]
+    for step in range(3):
+        grads = {"policy": _params(step + 1), "average": jax.tree.map(jnp.zeros_like, _params())}
+        updates, state = both.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        expected = jax.tree.map(lambda a, p: 0.75 * a + 0.25 * p, expected, params["policy"])
+        for found, wanted in zip(
+            jax.tree.leaves(params["average"]), jax.tree.leaves(expected), strict=True
+        ):
+            np.testing.assert_allclose(found, wanted, rtol=1e-5)

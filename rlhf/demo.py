@@ -1,0 +1,62 @@
+"""`aludel demo`: the recipe, its evaluation and its report; once, or for several seeds."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..train.sft import sft
+from .evaluation import evaluate_recipe
+from .recipe import TWICE, Recipe, configs_of, finished, run_stages
+from .recipe_report import write_recipe_report, write_study
+from .recipe_table import Evaluation, lines_of
+
+POLICIES = ("pretrain", "sft", "ppo")
+
+
+def demo(recipe: Recipe, seeds: int = 1) -> Path:
+    """Does, or goes on with, the recipe in `recipe.out`; returns the folder.
+
+    Several seeds: each in a folder of its own, with SFT trained twice as long beside it, and a
+    report over all. Raises UserError for what the user can mend, StoppedError after a signal.
+    """
+    recipe = recipe.resolved()
+    if seeds == 1:
+        one_seed(recipe, POLICIES)
+        return Path(recipe.out)
+    folders, found = [], []
+    for seed in range(recipe.seed, recipe.seed + seeds):
+        say(f"seed {seed}")
+        out = Path(recipe.out) / f"seed-{seed}"
+        own = dataclasses.replace(recipe, seed=seed, out=str(out))
+        found.append(one_seed(own, (*POLICIES, TWICE)))
+        folders.append(out)
+    write_study(Path(recipe.out), folders, found, recipe.material.flipped)
+    print("\n".join(lines_of(found)))
+    return Path(recipe.out)
+
+
+def one_seed(recipe: Recipe, policies: Sequence[str]) -> Evaluation:
+    """Every stage, then the evaluation, which it returns, and the report."""
+    run_stages(recipe, heading)
+    if TWICE in policies:
+        heading("instruction tuning, twice as long")
+        config = configs_of(recipe)[TWICE]
+        if not finished(config):
+            sft(config)
+    heading("6 of 6: what it was good for, on new questions")
+    found = evaluate_recipe(recipe, policies, say)
+    write_recipe_report(recipe, found)
+    print("\n".join(lines_of([found])))
+    return found
+
+
+def heading(line: str) -> None:
+    """A line that stands out."""
+    bold, plain = ("\033[1m", "\033[0m") if sys.stderr.isatty() else ("", "")
+    say(f"\n{bold}{line}{plain}")
+
+
+def say(line: str) -> None:
+    """A line for the user."""
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,104 @@
+"""Rollouts packed into rows: prompts and answers are of many lengths, and padding is not computed.
+
+As conversations are in tuning: whole ones share a row and do not see each other. What is sampled
+and what rewards and advantages are made of stays one rollout a row; only what goes through a
+network is packed, and what comes out is put back.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ..data.packing import best_fit
+from .rollouts import Rollout
+
+SHARE = 16  # of the rollouts: in steps of so many rows, so that few programs are compiled
+
+
+class Rows(NamedTuple):
+    """Where the tokens of B rollouts, [B, W] as `whole` gives them, lie in R rows of T."""
+
+    row: Array
+    """i32[R, T]: of the token in [B, W]; B where there is none."""
+    column: Array
+    """i32[R, T]."""
+    segment_ids: Array
+    """i32[R, T]: 1, 2, ... for the rollouts of a row; 0 where there is none."""
+    positions: Array
+    """i32[R, T]."""
+    last: Array
+    """i32[B]: where each rollout's last token lies in [R, T] flattened."""
+
+
+class Packed(NamedTuple):
+    """Rollouts, and their tokens packed."""
+
+    rollout: Rollout
+    rows: Rows
+    inputs: dict[str, Array]
+    """tokens, targets, positions, segment_ids, loss_mask [R, T] and temperature [R]."""
+
+
+def pack(rollout: Rollout, length: int, unit: int = 1, key: int = 0) -> Packed:
+    """The rollouts in rows of `length` tokens; the number of rows is a multiple of `unit`. Which
+    share a row depends on their lengths and on `key`."""
+    _, real = jax.device_get(whole(rollout))
+    rows = plan(real > 0, length, unit, key)
+    return Packed(rollout, rows, _inputs(rollout, rows))
+
+
+def plan(real: np.ndarray, length: int, unit: int, key: int) -> Rows:
+    """Where tokens go; real bool[B, W]: which there are."""
+    count = len(real)
+    lengths = real.sum(axis=1)
+    pieces, starts = best_fit(lengths, length, key)
+    step = unit * max(1, -(-count // SHARE) // unit)
+    total = -(-(len(starts) - 1) // step) * step
+    row_of = np.full((total, length), count, np.int32)
+    column, segment_ids, positions = np.zeros((3, total, length), np.int32)
+    last = np.zeros(count, np.int32)
+    for row in range(len(starts) - 1):
+        at = 0
+        for number, piece in enumerate(pieces[starts[row] : starts[row + 1]], start=1):
+            here = slice(at, at + int(lengths[piece]))
+            row_of[row, here], column[row, here] = piece, np.flatnonzero(real[piece])
+            segment_ids[row, here] = number
+            positions[row, here] = np.arange(lengths[piece])
+            at = here.stop
+            last[piece] = row * length + at - 1
+    return Rows(*map(jnp.asarray, (row_of, column, segment_ids, positions, last)))
+
+
+@jax.jit
+def whole(rollout: Rollout) -> tuple[Array, Array]:
+    """(tokens i32[B, W], which of them are real i32[B, W]) of prompts and answers, W = T + 1."""
+    ends = rollout["loss_mask"][:, -1:].astype(jnp.int32)
+    tokens = jnp.concatenate([rollout["tokens"][:, :1], rollout["targets"]], axis=1)
+    return tokens, jnp.concatenate([rollout["segment_ids"], ends], axis=1)
+
+
+def packed(rows: Rows, x: Array) -> Array:
+    """[R, T] of what stands by token, [B, W] or fewer columns; 0 where nothing stands."""
+    return x.at[rows.row, rows.column].get(mode="fill", fill_value=0)
+
+
+def unpacked(rows: Rows, y: Array, width: int) -> Array:
+    """[B, width] of what stands by token in the rows, [R, T]; 0 where there is no token."""
+    nothing = jnp.zeros((rows.last.shape[0], width), y.dtype)
+    return nothing.at[rows.row, rows.column].set(y, mode="drop")
+
+
+@jax.jit
+def _inputs(rollout: Rollout, rows: Rows) -> dict[str, Array]:
+    tokens, _ = whole(rollout)
+    return {
+        "tokens": packed(rows, tokens),
+        "targets": packed(rows, rollout["targets"]),
+        "positions": rows.positions,
+        "segment_ids": rows.segment_ids,
+        "loss_mask": packed(rows, rollout["loss_mask"]),
+        "temperature": jnp.full(rows.row.shape[0], rollout["temperature"][0]),
+    }
