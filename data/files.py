@@ -107,7 +107,7 @@ def json_text(line: str, where: str, options: ReadOptions) -> tuple[str, int]:
 def json_value(raw: str | bytes, where: str) -> Any:
     """What JSON says. Raises UserError where it is broken."""
     try:
-        return json.loads(raw)
+        return json.loads(raw.rstrip())  # without the line's end: it would count as another
     except (ValueError, RecursionError) as error:
         reason = getattr(error, "msg", None) or str(error)
         column, line = getattr(error, "colno", 1), getattr(error, "lineno", 1)

@@ -5,9 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..train.sft import sft
 from .evaluation import evaluate_recipe
-from .recipe import TWICE, Recipe, configs_of, finished, run_stages
+from .recipe import TWICE, Recipe, run_comparisons, run_stages
 from .recipe_report import write_recipe_report, write_study
 from .recipe_table import Evaluation, lines_of
 
@@ -40,10 +39,7 @@ def one_seed(recipe: Recipe, policies: Sequence[str]) -> Evaluation:
     """Every stage, then the evaluation, which it returns, and the report."""
     run_stages(recipe, heading)
     if TWICE in policies:
-        heading("instruction tuning, twice as long")
-        config = configs_of(recipe)[TWICE]
-        if not finished(config):
-            sft(config)
+        run_comparisons(recipe, heading)
     heading("6 of 6: what it was good for, on new questions")
     found = evaluate_recipe(recipe, policies, say)
     write_recipe_report(recipe, found)

@@ -128,7 +128,7 @@ def twice(config: SftConfig) -> SftConfig:
 
 def further(config: PpoConfig) -> PpoConfig:
     """PPO without the KL that holds it back, and for longer: to see where it leads."""
-    return dataclasses.replace(config, steps=3 * config.steps, kl=0.0, kl_budget=None)
+    return dataclasses.replace(config, steps=2 * config.steps, kl=0.0, kl_budget=None)
 
 
 def run_stages(recipe: Recipe, say: Say) -> None:
@@ -149,15 +149,31 @@ def run_stages(recipe: Recipe, say: Say) -> None:
     if not finished(configs["reward"]):
         reward(configs["reward"])
     say("5 of 6: PPO: answers that the reward model likes better")
-    if not finished(configs["ppo"]):
-        run_stage(dataclasses.replace(PPO, evaluator=with_gold(folder)), configs["ppo"])
+    align(configs["ppo"], folder)
+
+
+def run_comparisons(recipe: Recipe, say: Say) -> None:
+    """What PPO is compared with in a study: SFT twice as long; and PPO pushed far."""
+    folder, configs = Folder(Path(recipe.out)), configs_of(recipe)
+    say("instruction tuning, twice as long")
+    if not finished(configs[TWICE]):
+        sft(configs[TWICE])
+    say("PPO, pushed on without the KL that holds it back")
+    align(configs[FURTHER], folder)
+
+
+def align(config: PpoConfig, folder: Folder) -> None:
+    """PPO, with the judge beside the reward model in its evaluation."""
+    if not finished(config):
+        run_stage(dataclasses.replace(PPO, evaluator=with_gold(folder)), config)
 
 
 def finished(config: StageConfig) -> bool:
     """Whether a stage's run is there, and as long as it is to be."""
     run = Run(Path(config.out))
     steps = run.read(SUMMARY).get("steps")
-    return steps is not None and config.steps in (0, steps)
+    ended = steps is not None and config.steps in (0, steps)
+    return ended or bool(run.read(SUMMARY).get("ended_early"))
 
 
 def examiner_of(folder: Path, new_tokens: int) -> tuple[Any, Examiner]:

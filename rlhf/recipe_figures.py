@@ -39,11 +39,13 @@ def figure(title: str, wide: bool = False):
     return made, axes
 
 
-def training_loss(title: str, runs: Sequence[Lines], validation: str) -> str:
-    """The loss of each run, smoothed, and the validation part's."""
+def training_loss(
+    title: str, runs: Sequence[Lines], validation: str, training: str = "loss_nats"
+) -> str:
+    """The loss of each run, smoothed, and the validation part's, under these names."""
     made, axes = figure(title)
     for number, lines in enumerate(runs):
-        steps, values = thinned(*series(lines, "loss_nats"))
+        steps, values = thinned(*series(lines, training))
         if len(values):
             label = "training" if number == 0 else None
             axes.plot(
@@ -51,14 +53,18 @@ def training_loss(title: str, runs: Sequence[Lines], validation: str) -> str:
             )
     band(axes, [series(lines, validation) for lines in runs], SECOND, "validation")
     dress(axes, "step")
-    axes.set_ylim(top=_top(runs, validation))
+    values = [v for lines in runs for v in series(lines, training)[1][10:]]
+    if values:  # room for the curves but for their first steps
+        axes.set_ylim(top=float(np.percentile(values, 99.5)) * 1.08)
     return svg(made, title)
 
 
-def _top(runs: Sequence[Lines], validation: str) -> float | None:
-    """Room for the curves but for their first steps."""
-    values = [v for lines in runs for v in series(lines, "loss_nats")[1][10:]]
-    return float(np.percentile(values, 99.5)) * 1.08 if values else None
+def distance(title: str, runs: Sequence[Lines]) -> str:
+    """The KL of the policy's answers to the tuned model, over PPO's iterations."""
+    made, axes = figure(title)
+    band(axes, [series(lines, "kl_nats") for lines in runs], MAIN, "nats an answer")
+    dress(axes, "iteration")
+    return svg(made, title)
 
 
 def accuracy(title: str, runs: Sequence[Lines]) -> str:

@@ -229,11 +229,19 @@ def curves(runs: dict[str, list[Run]]) -> list[str]:
     """The course of each stage."""
     lines = {stage: [run.lines(METRICS).read() for run in found] for stage, found in runs.items()}
     loss = "val_nats_per_token"
+    text = next(name for name in lines["pretrain"][0][0] if name.startswith(f"{loss}/"))
+    source = text.partition("/")[2]  # the first: the library's text, not what is beside it
     return [
-        figures.training_loss("Pretraining: loss, nats a token", lines["pretrain"], loss),
+        figures.training_loss(
+            f"Pretraining: loss on {source}, nats a token",
+            lines["pretrain"],
+            text,
+            f"lm/{source}",
+        ),
         figures.training_loss("SFT: loss, nats a token", lines["sft"], loss),
         figures.accuracy("Reward model: comparisons judged as labelled", lines["reward"]),
         figures.rewards("PPO: gains on held-out prompts", lines["ppo"]),
+        figures.distance("PPO: KL to the tuned model, nats an answer", lines["ppo"]),
         figures.length("PPO: reward model's score against length", lines["ppo"]),
     ]
 

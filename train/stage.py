@@ -168,12 +168,14 @@ def _run(stage: Stage, config: Any, signals: Signals) -> Path:
     checkpoints.tidy()
     found = checkpoints.newest_usable(layout.target, move=True) if resumes else None
     key = jax.device_put(jax.random.key(config.seed), replicated(mesh))
+    ended_early = False
     begin, seconds, parent = 0, 0.0, run.read(PROVENANCE).get("parent")
     if found:
         stored, meta = found
         check_tokenizer(run, tokenizer, meta["tokenizer"])
         begin, seconds = meta["step"], meta["seconds"]
-        if meta.get("enough"):  # it was over before its last step
+        ended_early = bool(meta.get("enough"))
+        if ended_early:
             config = dataclasses.replace(config, steps=begin)
         state = layout.load(stored)
         del stored, found
@@ -280,6 +282,7 @@ def _run(stage: Stage, config: Any, signals: Signals) -> Path:
             journal.add(0, evaluate(state, True))
             journal.sync()
         state, steps = train(state, begin, plan, journal, checkpoints, samples, signals, run.path)
+        ended_early = ended_early or steps < config.steps
         if steps < config.steps:
             say(f"step {steps:,} of {config.steps:,} is the last: {enough[1]}")
             config = dataclasses.replace(config, steps=steps)
@@ -293,6 +296,7 @@ def _run(stage: Stage, config: Any, signals: Signals) -> Path:
 
     # ---- what came of it
     summary = summarize(run, config, epochs=epochs(config.steps), seconds=journal.seconds)
+    summary["ended_early"] = ended_early
     write_json(run.path / SUMMARY, summary)
     write_report(run)
     for line in closing(summary, samples.read()):

@@ -80,7 +80,7 @@ def make(tmp_path):
 
 
 def go(parts, signals, state=(0, 0.0), begin=0):
-    return train(
+    state, steps = train(
         state,
         begin,
         parts.plan,
@@ -90,6 +90,8 @@ def go(parts, signals, state=(0, 0.0), begin=0):
         signals,
         parts.folder,
     )
+    assert steps == parts.plan.steps
+    return state
 
 
 def test_each_thing_at_its_step(make):
