@@ -53,7 +53,7 @@ LAPTOP = Recipe(
         prompts=(),
     ),
     ppo=PpoConfig(
-        steps=50,
+        steps=40,
         batch=128,
         minibatches=2,
         context=192,

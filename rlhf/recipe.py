@@ -15,14 +15,18 @@ from ..data.judge import judge
 from ..errors import UserError
 from ..model import MeshConfig, make_mesh
 from ..train.config import (
+    FREE_TO_CHANGE,
     PpoConfig,
     PretrainConfig,
     RewardConfig,
     SftConfig,
     StageConfig,
     absolute,
+    flatten,
+    to_json,
 )
 from ..train.pretrain import pretrain
+from ..train.records import clean, read_json, write_json
 from ..train.restore import load_params
 from ..train.run import SUMMARY, Run, find_run
 from ..train.sft import sft
@@ -34,7 +38,7 @@ from .material import MaterialConfig, read_questions, write_lines, write_materia
 from .reward import reward
 
 Say = Callable[[str], None]
-FOLDER = "material"
+FOLDER, SETTINGS = "material", "recipe.json"
 TWICE, FURTHER = "sft-twice", "ppo-further"
 
 
@@ -134,6 +138,7 @@ def further(config: PpoConfig) -> PpoConfig:
 def run_stages(recipe: Recipe, say: Say) -> None:
     """Every stage, one after another. Raises what the stages raise."""
     folder, configs = Folder(Path(recipe.out)), configs_of(recipe)
+    check_same_recipe(folder, recipe)
     say("1 of 6: material, made from the Python library on this machine")
     write_material(folder.path / FOLDER, recipe.material, recipe.seed)
     say("2 of 6: pretraining: the next token of text")
@@ -150,6 +155,22 @@ def run_stages(recipe: Recipe, say: Say) -> None:
         reward(configs["reward"])
     say("5 of 6: PPO: answers that the reward model likes better")
     align(configs["ppo"], folder)
+
+
+def check_same_recipe(folder: Folder, recipe: Recipe) -> None:
+    """`UserError` where the folder holds another recipe's runs; what may differ when a run goes on
+    may differ here. Keeps the settings in the folder."""
+    path, now = folder.path / SETTINGS, to_json(recipe)
+    if path.is_file():
+        before, after = (flatten(clean(values)) for values in (read_json(path), now))
+        for name, value in after.items():
+            if name.rpartition(".")[2] not in FREE_TO_CHANGE and before.get(name) != value:
+                raise UserError(
+                    f"{folder.path}: {name} is {before.get(name)!r} there and {value!r} here; give "
+                    "the same, or name another folder with --out"
+                )
+    folder.path.mkdir(parents=True, exist_ok=True)
+    write_json(path, now)
 
 
 def run_comparisons(recipe: Recipe, say: Say) -> None:

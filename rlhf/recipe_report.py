@@ -99,7 +99,9 @@ def write_recipe_report(recipe: Recipe, found: Evaluation) -> None:
     _write(Path(recipe.out), [Path(recipe.out)], [found], recipe.material.flipped)
 
 
-def write_study(out: Path, folders: Sequence[Path], found: Sequence[Evaluation], flipped: float):
+def write_study(
+    out: Path, folders: Sequence[Path], found: Sequence[Evaluation], flipped: float
+) -> None:
     """Write report.html over several seeds."""
     _write(out, folders, found, flipped)
 

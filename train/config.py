@@ -51,8 +51,8 @@ class StageConfig:
     eval_every: int = 250
     """Steps between evaluations on the validation part; 0: only before and after."""
     eval_tokens: int = 131072
-    """Tokens scored by an evaluation between steps, spread over the validation part; 0: all. The
-    first and the last figure are always over all of it."""
+    """Tokens scored by an evaluation before and between the steps, spread over the validation part;
+    0: all. The last figure is always over all of it."""
     checkpoint_every: int = 0
     """Steps between checkpoints; 0: whenever there is an evaluation."""
     sample_every: int = 0

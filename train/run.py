@@ -153,11 +153,12 @@ def record_provenance(run: Run, digests: dict[str, Any], step: int, parent: str 
     the run's beginning."""
     before = run.read(PROVENANCE)
     known = before.get("digests", {})
-    for name in ("tokenizer", "data", "validation", "loss", "reward_fn"):
+    for name in ("tokenizer", "data", "validation", "text", "loss", "reward_fn"):
         if name in known and known[name] != digests.get(name):
             what = {
                 "data": "text",
                 "validation": "validation text",
+                "text": "pretraining text",
                 "reward_fn": "reward function's file",
             }.get(name, name)
             raise UserError(

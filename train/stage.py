@@ -279,7 +279,7 @@ def _run(stage: Stage, config: Any, signals: Signals) -> Path:
     display.start(begin, config.steps)
     try:
         if begin == 0:
-            journal.add(0, evaluate(state, True))
+            journal.add(0, evaluate(state, False))
             journal.sync()
         state, steps = train(state, begin, plan, journal, checkpoints, samples, signals, run.path)
         ended_early = ended_early or steps < config.steps

@@ -21,7 +21,7 @@ from aludel.rlhf.evaluation import agreement
 from aludel.rlhf.examine import Examined
 from aludel.rlhf.intervals import interval, wins
 from aludel.rlhf.material import MaterialConfig, read_questions, write_material
-from aludel.rlhf.recipe import configs_of, finished
+from aludel.rlhf.recipe import Folder, check_same_recipe, configs_of, finished
 
 SMALL = MaterialConfig(
     lists=60,
@@ -136,6 +136,20 @@ def test_every_stage_goes_on_from_the_one_before(tmp_path):
     assert configs["ppo"].reward == configs["reward"].out
     assert {config.seed for config in configs.values()} == {7}
     assert not any(map(finished, configs.values()))
+
+
+def test_another_recipe_does_not_go_on_in_its_folder(tmp_path):
+    from dataclasses import replace
+
+    recipe = replace(named("recipe"), out=str(tmp_path / "run"))
+    folder = Folder(tmp_path / "run")
+    check_same_recipe(folder, recipe)
+    check_same_recipe(folder, replace(recipe, ppo=replace(recipe.ppo, steps=99)))
+    with pytest.raises(UserError, match="sft.epochs is 1.25 there and 7.0 here"):
+        check_same_recipe(folder, replace(recipe, sft=replace(recipe.sft, epochs=7.0)))
+    with pytest.raises(UserError, match="material.prompts is 4000 there and 9 here"):
+        material = replace(recipe.material, prompts=9)
+        check_same_recipe(folder, replace(recipe, material=material))
 
 
 TINY = [
