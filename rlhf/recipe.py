@@ -157,14 +157,25 @@ def run_stages(recipe: Recipe, say: Say) -> None:
     align(configs["ppo"], folder)
 
 
+def may_differ(name: str) -> bool:
+    """Whether a setting, `ppo.steps`, may be another when a recipe goes on."""
+    stage, *parts = name.split(".")
+    if stage == FOLDER or (parts in (["steps"], ["epochs"]) and name != "ppo.steps"):
+        return False
+    return any(part in FREE_TO_CHANGE for part in (stage, *parts))
+
+
 def check_same_recipe(folder: Folder, recipe: Recipe) -> None:
-    """`UserError` where the folder holds another recipe's runs; what may differ when a run goes on
-    may differ here. Keeps the settings in the folder."""
+    """`UserError` where the folder holds another recipe's runs. What may differ when a run goes on
+    may differ here, but for the length of stages that others are made of. Keeps the settings."""
     path, now = folder.path / SETTINGS, to_json(recipe)
     if path.is_file():
-        before, after = (flatten(clean(values)) for values in (read_json(path), now))
+        before, after = (
+            {n: x for n, x in flatten(clean(values)).items() if not may_differ(n)}
+            for values in (read_json(path), now)
+        )
         for name, value in after.items():
-            if name.rpartition(".")[2] not in FREE_TO_CHANGE and before.get(name) != value:
+            if before.get(name) != value:
                 raise UserError(
                     f"{folder.path}: {name} is {before.get(name)!r} there and {value!r} here; give "
                     "the same, or name another folder with --out"
