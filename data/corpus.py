@@ -1,4 +1,4 @@
-"""The corpora that every machine has: TFDS builders over the Python library (`library.py`).
+"""The corpora that every machine has: TFDS builders over the Python library (`python_library.py`).
 
 `load_corpus(name, cache)` builds once (array_record, no TensorFlow: seconds) and opens after that.
 A build is keyed by the interpreter and, for `python-packages`, by what is installed. It is written
@@ -22,7 +22,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from ..errors import UserError
-from .library import Document, Dropped, Roots, documents, roots_of_this_python
+from .python_library import Document, Dropped, Roots, documents, roots_of_this_python
 
 CORPORA: dict[str, str] = {
     "python": "Python's standard library: source, docstrings, language reference (13 MB)",
@@ -60,7 +60,7 @@ class AludelPython(tfds.core.GeneratorBasedBuilder):
         for split, found in splits.items():
             if not found:
                 raise UserError(
-                    f"{self.roots.library}: no Python source there for the {split} part: install "
+                    f"{self.roots.stdlib}: no Python source there for the {split} part: install "
                     "Python with the sources of its standard library"
                 )
         self.figures = {
@@ -135,7 +135,7 @@ def _bytes(found: list[Document]) -> int:
 
 def _key(name: str, roots: Roots) -> str:
     """What decides a build: the code's version, the interpreter, the roots and what is in them."""
-    parts = [name, str(BUILDERS[name].VERSION), sys.version, str(roots.library)]
+    parts = [name, str(BUILDERS[name].VERSION), sys.version, str(roots.stdlib)]
     if BUILDERS[name].PACKAGES:
         found = importlib.metadata.distributions(path=[str(root) for root in roots.packages])
         parts += [str(root) for root in roots.packages]
@@ -154,7 +154,7 @@ def _prepared(name: str, cache: Path, roots: Roots | None) -> Path:
     roots = roots or roots_of_this_python()
     folder = Path(cache) / "corpora" / f"{name}-{_key(name, roots)}"
     if not (folder / "figures.json").is_file():
-        print(f"Preparing the corpus {name} from {roots.library} ...", file=sys.stderr, flush=True)
+        print(f"Preparing the corpus {name} from {roots.stdlib} ...", file=sys.stderr, flush=True)
         try:
             _build(name, folder, roots)
         except (OSError, RuntimeError) as error:  # array_record raises the latter

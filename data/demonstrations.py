@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .entries import Entry
-from .questions import FOLLOWING, MEMORY, Question, ask, ask_next, kinds_of
+from .questions import FOLLOWING, MEMORY, Question, ask, ask_next, in_turn, kinds_of
 from .template import ASSISTANT
 
 OPENINGS = (
@@ -57,12 +57,8 @@ def answered(entry: Entry, question: Question, draw: random.Random) -> str:
 def demonstrations(entries: Sequence[Entry], count: int, seed: int) -> list[dict[str, Any]]:
     """Records of `messages`; of one question, or of a second after it."""
     draw = random.Random(f"demonstrations {seed}")
-    order = list(entries)
     out = []
-    for number in range(count):
-        if number % len(order) == 0:
-            draw.shuffle(order)
-        entry = order[number % len(order)]
+    for entry in in_turn(entries, count, draw):
         quoted = draw.random() >= MEMORY
         question = ask(entry, draw, held_out=False, quoted=quoted)
         answer = answered(entry, question, draw)

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from .library import definitions, module_name
+from .python_library import definitions, module_name
 
 POOLS = {"demonstrations": 0.5, "alignment": 0.3, "development": 0.05, "evaluation": 0.15}
 """What functions are for, and which share of the modules: to be explained by people; to be asked in

@@ -6,7 +6,7 @@ measuring: no demonstration contains them.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -301,18 +301,23 @@ def wanted_of(entry: Entry, kind: str, draw: random.Random) -> tuple[str, str, t
     return one.name, str(one.default), tuple(sorted(map(str, others)))
 
 
+def in_turn(entries: Sequence[Entry], count: int, draw: random.Random) -> Iterator[Entry]:
+    """So many entries: all of them in a random order, then in another, ..."""
+    order = list(entries)
+    for number in range(count):
+        if number % len(order) == 0:
+            draw.shuffle(order)
+        yield order[number % len(order)]
+
+
 def questions(
     entries: Sequence[Entry], count: int, seed: int, *, held_out: bool, quoted: bool | None = None
 ) -> list[Question]:
     """Questions about entries in turn, each a little different; `quoted` None: some are asked from
     memory. Of those with the entry quoted, some are a second turn after a plain answer."""
     draw = random.Random(f"questions {seed}")
-    order = list(entries)
     out = []
-    for number in range(count):
-        if number % len(order) == 0:
-            draw.shuffle(order)
-        entry = order[number % len(order)]
+    for entry in in_turn(entries, count, draw):
         quotes = draw.random() >= MEMORY if quoted is None else quoted
         question = ask(entry, draw, held_out, quotes)
         if quotes and draw.random() < FOLLOWING:

@@ -12,7 +12,7 @@ import pytest
 
 from aludel.data import corpus
 from aludel.data.corpus import CORPORA, corpus_digest, corpus_figures, load_corpus
-from aludel.data.library import Roots
+from aludel.data.python_library import Roots
 from aludel.errors import UserError
 
 
@@ -58,7 +58,7 @@ def test_records_are_random_access(tmp_path, roots):
 
 
 def test_figures_count_the_documents(tmp_path, roots):
-    (roots.library / "copy.py").write_text('"""Module 3:  é 漢字."""\n\nvalue = 3\n')
+    (roots.stdlib / "copy.py").write_text('"""Module 3:  é 漢字."""\n\nvalue = 3\n')
     found = contents("python", tmp_path / "cache", roots)
     figures = corpus_figures("python", tmp_path / "cache", roots)
     assert figures["documents"] == {split: len(texts) for split, texts in found.items()}
@@ -70,9 +70,9 @@ def test_figures_count_the_documents(tmp_path, roots):
 
 def test_the_digest_is_of_the_content(tmp_path, roots):
     digest = corpus_digest("python", tmp_path / "cache", roots)
-    moved = Roots(roots.library.rename(tmp_path / "elsewhere"), ())
+    moved = Roots(roots.stdlib.rename(tmp_path / "elsewhere"), ())
     assert corpus_digest("python", tmp_path / "cache", moved) == digest
-    (moved.library / "m3.py").write_text("value = 'another'\n")
+    (moved.stdlib / "m3.py").write_text("value = 'another'\n")
     assert corpus_digest("python", tmp_path / "other", moved) != digest
 
 
@@ -103,7 +103,7 @@ def test_a_killed_build_is_made_again(tmp_path, roots, seconds):
     program = f"""
 import sys
 from pathlib import Path
-from aludel.data import corpus, library
+from aludel.data import corpus, python_library
 real = corpus.documents
 def slowly(*args):
     import time
@@ -112,7 +112,8 @@ def slowly(*args):
         yield document
 corpus.documents = slowly
 print("begun", flush=True)
-corpus.load_corpus("python", Path({str(cache)!r}), library.Roots(Path({str(roots.library)!r}), ()))
+roots = python_library.Roots(Path({str(roots.stdlib)!r}), ())
+corpus.load_corpus("python", Path({str(cache)!r}), roots)
 """
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"begun\n"
@@ -140,7 +141,7 @@ def test_a_library_without_sources_is_named(tmp_path):
 
 
 def test_a_full_disk_is_a_user_error(tmp_path, roots):
-    (roots.library / "large.py").write_text(f"text = {os.urandom(200_000).hex()!r}\n")
+    (roots.stdlib / "large.py").write_text(f"text = {os.urandom(200_000).hex()!r}\n")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))

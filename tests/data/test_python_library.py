@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from aludel.data.library import (
+from aludel.data.python_library import (
     Document,
     Dropped,
     Roots,

@@ -49,7 +49,7 @@ SHARED_PARAGRAPH = 80
 class Roots(NamedTuple):
     """Where the sources lie."""
 
-    library: Path
+    stdlib: Path
     """Folder of the standard library."""
     packages: tuple[Path, ...]
     """Folders that installed packages lie in."""
@@ -103,13 +103,13 @@ def documents(roots: Roots, packages: bool, dropped: Dropped) -> Iterator[Docume
         dropped.duplicates += not new
         return new
 
-    for path, unit, text in _sources(roots.library, dropped):
+    for path, unit, text in _sources(roots.stdlib, dropped):
         if text.strip() and is_new(text):
             yield Document(f"source/{path}", unit, text)
             entries = docstrings(text, module_name(path))
             if entries and is_new(entries):
                 yield Document(f"docstrings/{path}", unit, entries)
-    for topic, unit, text in reference(roots.library / "pydoc_data" / "topics.py"):
+    for topic, unit, text in reference(roots.stdlib / "pydoc_data" / "topics.py"):
         if is_new(text):
             yield Document(f"reference/{topic}", unit, text)
     found: set[str] = set()
