@@ -32,7 +32,7 @@ def keep_memory() -> None:
     if mallopt is not None:
         mallopt(ARENA_MAX, 1)
         mallopt(MMAP_MAX, 0)
-        mallopt(TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(TRIM_THRESHOLD, -1)  # never: a step of several GB would pass any threshold
 
 
 def _mallopt():

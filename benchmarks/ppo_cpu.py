@@ -36,7 +36,7 @@ from aludel.model import (
 from aludel.rlhf.iteration import Parts, make_iteration
 from aludel.rlhf.ppo import ppo_loss
 from aludel.rlhf.scorers import score_by
-from aludel.train import OptimizerConfig, init_state, make_optimizer, make_step
+from aludel.train import OptimizerConfig, init_state, make_optimizer
 from aludel.train.config import PpoConfig
 from aludel.train.hardware import measured_cpu_flops
 from aludel.train.layout import per_network
@@ -90,8 +90,8 @@ def ours(epochs: int) -> Callable[[], dict[str, float]]:
         make_sampler(MODEL, SamplingConfig(max_tokens=NEW), execution),
         score_by(make_apply(VALUE, execution), judge),
         jax.tree.map(jnp.copy, policy),
-        make_step(ppo_loss(clip=CLIP), apply, optimizer),
-        lambda batch: batch,
+        ppo_loss(clip=CLIP),
+        optimizer,
     )
     iterate = make_iteration(config, parts)
     state = init_state(optimizer, {"policy": policy, "critic": critic})

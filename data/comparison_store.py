@@ -1,4 +1,4 @@
-"""Comparisons as token ids, and their rows: one comparison a row, one completion a line of it."""
+"""Comparisons as token ids, and rows of whole ones, packed by a plan that is made once."""
 
 import hashlib
 import json
@@ -9,7 +9,9 @@ import numpy as np
 
 from ..errors import UserError
 from .comparisons import Comparison, read_comparisons
+from .packing import best_fit
 from .parts import Split
+from .permutation import derive_key
 from .records import part_of
 from .rows import Batch
 from .sources import Source
@@ -111,45 +113,64 @@ def _tokenised(found: list[Comparison], template: Template) -> ComparisonStore:
 
 
 class ComparisonRows:
-    """The rows of one store for one row length: `count` of them, as `PackedRows` has those of text.
+    """The rows of one store for completions of `length` tokens, as `PackedRows` has those of text.
 
-    A row holds tokens i32[K, T], `last` i32[K], where each completion ends, `ranks` i32[K], MISSING
-    where there is none, and `margins` f32[K, K]. What is padded lies behind what is read.
+    A row has room for one comparison at its longest, L = most x length tokens, and holds as many
+    whole ones as fit, of their completions none that sees another: `tokens`, `positions` and
+    `segment_ids` i32[L], and of its C comparisons of K completions `last` i32[C, K], where in the
+    row each ends, `ranks` i32[C, K], MISSING where there is none, and `margins` f32[C, K, K].
     """
 
-    def __init__(self, store: ComparisonStore, length: int, most: int):
+    def __init__(self, store: ComparisonStore, length: int, most: int, key: int):
         self._store, self.cut = store.fitted(length)
-        self._length, self._most = length, most
-        self.count = store.documents
+        self._length, self._most = most * length, most
+        lengths = np.array([sum(map(len, several)) for several in self._store.ids])
+        self._pieces, self._starts = best_fit(lengths, self._length, key)
+        self.count = len(self._starts) - 1
+        self.together = int(np.diff(self._starts).max())
+        """The most comparisons in a row."""
 
-    def empty(self, rows: int) -> Batch:
-        """Room for a batch, without a completion in it."""
-        most = self._most
+    def empty(self, rows: int, together: int = 0) -> Batch:
+        """Room for a batch of so many comparisons a row (0: `together`), without any in it."""
+        lead, most = (rows, together or self.together), self._most
+        nothing = np.zeros((rows, self._length), np.int32)
         return {
-            "tokens": np.zeros((rows, most, self._length), np.int32),
-            "last": np.zeros((rows, most), np.int32),
-            "ranks": np.full((rows, most), MISSING, np.int32),
-            "margins": np.zeros((rows, most, most), np.float32),
+            "tokens": nothing,
+            "positions": nothing.copy(),
+            "segment_ids": nothing.copy(),
+            "last": np.zeros((*lead, most), np.int32),
+            "ranks": np.full((*lead, most), MISSING, np.int32),
+            "margins": np.zeros((*lead, most, most), np.float32),
         }
 
     def fill(self, rows: np.ndarray, batch: Batch, into: np.ndarray) -> None:
-        """Writes the comparisons of these numbers into `batch`, at the indices `into`."""
+        """Writes the rows of these numbers into `batch`, at the indices `into`."""
         store = self._store
         for row, at in zip(rows, into, strict=True):
-            count = len(store.ids[row])
-            for place, ids in enumerate(store.ids[row]):
-                batch["tokens"][at, place, : len(ids)] = ids
-                batch["last"][at, place] = len(ids) - 1
-            batch["ranks"][at, :count] = store.ranks[row]
-            if store.margins[row] is not None:
-                batch["margins"][at, :count, :count] = store.margins[row]
+            begin, segment = 0, 0
+            pieces = self._pieces[self._starts[row] : self._starts[row + 1]]
+            for place, piece in enumerate(pieces):
+                several = store.ids[piece]
+                for number, ids in enumerate(several):
+                    segment += 1
+                    here = slice(begin, begin + len(ids))
+                    batch["tokens"][at, here] = ids
+                    batch["positions"][at, here] = np.arange(len(ids))
+                    batch["segment_ids"][at, here] = segment
+                    begin = here.stop
+                    batch["last"][at, place, number] = begin - 1
+                count = len(several)
+                batch["ranks"][at, place, :count] = store.ranks[piece]
+                if store.margins[piece] is not None:
+                    batch["margins"][at, place, :count, :count] = store.margins[piece]
 
 
 class ComparisonEvalBatches:
-    """Every comparison of a store once, in its order; the last batch is padded."""
+    """Every comparison of a store once, in packed rows; the last batch is padded."""
 
     def __init__(self, store: ComparisonStore, rows: int, length: int, most: int):
-        self._packed, self._rows = ComparisonRows(store, length, most), rows
+        self._packed = ComparisonRows(store, length, most, derive_key("evaluation"))
+        self._rows = rows
 
     def __len__(self) -> int:
         return -(-self._packed.count // self._rows)

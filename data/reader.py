@@ -28,8 +28,12 @@ def packed_rows(
     """
     if isinstance(stores[0], ComparisonStore):
         most = max(store.most for store in stores)
-        compared = [ComparisonRows(store, length, most) for store in stores]
-        return compared, compared[0].empty
+        compared = [
+            ComparisonRows(store, length, most, derive_key("documents", seed, number))
+            for number, store in enumerate(stores)
+        ]
+        together = max(rows.together for rows in compared)
+        return compared, lambda rows: compared[0].empty(rows, together)
     if isinstance(stores[0], PromptStore):
         asked = [PromptRows(store, length) for store in stores]
         return asked, asked[0].empty

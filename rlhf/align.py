@@ -20,7 +20,6 @@ from ..model import (
     make_sampler,
     param_shardings,
 )
-from ..train import make_step
 from ..train.checkpoint import Say
 from ..train.config import PpoConfig
 from ..train.corpus import open_prompts
@@ -120,28 +119,25 @@ def stepper(
         "policy": trained.apply,
         "critic": make_apply(config.critic, config.execution, mesh),
     }
-    update = make_step(
-        ppo_loss(
-            clip=config.clip,
-            value_clip=config.value_clip,
-            ptx=config.ptx,
-            per_token=load_function(config.loss, "--loss") if config.loss else None,
-        ),
-        apply,
-        layout.optimizer,
-        accumulation=config.accumulation,
-        guard=config.guard,
-        shardings=layout.shardings,
+    loss = ppo_loss(
+        clip=config.clip,
+        value_clip=config.value_clip,
+        ptx=config.ptx,
+        per_token=load_function(config.loss, "--loss") if config.loss else None,
     )
     parts = Parts(
         apply,
         sampler_of(config, template, mesh),
         lambda answers: score(answers, *texts_of(answers.rollout, template)),
         reference,
-        update,
+        loss,
+        layout.optimizer,
         trained.place,
+        config.guard,
+        layout.shardings,
         mesh.size,
         pretraining_text(trained),
+        config.model.dtype,
     )
     iterate = make_iteration(config, parts)
 

@@ -58,9 +58,7 @@ def make_scorer(apply: Apply) -> Read:
 
     @jax.jit
     def score(params: Any, batch: dict) -> Array:
-        rows = {name: batch[name][:, None] for name in ("tokens", "segment_ids")}
-        value = apply(params, rows, want=("value",))["value"]
-        return scores_at(value, batch["last"][:, None])[:, 0]
+        return scores_at(apply(params, batch, want=("value",))["value"], batch["last"])
 
     return lambda params, answers: _read(score, params, answers)
 

@@ -1,6 +1,6 @@
 """From rollouts and their scores to the batch of an update: rewards, advantages, returns."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
@@ -9,6 +9,20 @@ from .advantages import gae
 from .masked import masked_mean, whiten
 from .rewards import token_rewards
 from .rollouts import Rollout
+
+
+class Experienced(NamedTuple):
+    """What an update is made of."""
+
+    batch: dict[str, Array]
+    """[R, T]: the answers in rows, with `old_logp`, `old_values`, `returns` and `advantages`."""
+    logp: Array
+    """f32[B, W]: the policy's of its own answers, before the update."""
+    advantages: Array
+    """f32[B, W]."""
+    figures: dict[str, Array]
+    """f32[]: by their names in the metrics."""
+
 
 INPUTS = ("tokens", "targets", "positions", "segment_ids", "loss_mask", "temperature")
 

@@ -7,15 +7,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import Array
 
 from ..model import Apply, Samples
-from ..train import stream
+from ..train import GuardConfig, Loss, TrainState, make_step, stream
 from ..train.config import PpoConfig
-from .experience import experience
+from ..train.step import GUARD
+from .experience import Experienced, experience
+from .first_update import make_first_update, read_answers
 from .kl import adapted
 from .packing import Packed, pack, packed, unpacked
-from .ppo import check_first
+from .ppo import BOUNDS, apart, check_first
 from .rollouts import rollout_batch
 
 BY_TOKEN = ("old_logp", "old_values", "returns", "advantages")
@@ -33,14 +36,22 @@ class Parts(NamedTuple):
     """f32[B]: of each answer."""
     reference: Any
     """Parameters of the policy that KL is measured to."""
-    update: Callable[[Any, dict, Array], tuple[Any, dict]]
-    """The step of the loss (`train.make_step`)."""
-    place: Callable[[dict], dict]
+    loss: Loss
+    """Of both networks (`ppo_loss`)."""
+    optimizer: optax.GradientTransformation
+    """That moves both."""
+    place: Callable[[dict], dict] = lambda batch: batch
     """Puts a batch on the devices."""
+    guard: GuardConfig | None = GUARD
+    """When an update is skipped."""
+    shardings: TrainState | None = None
+    """Of the state; None on one device."""
     devices: int = 1
     """Over which rows are spread."""
     text: Callable[[int], dict] | None = None
     """Pretraining text for an iteration, [n, T], where some is mixed in."""
+    dtype: str = "float32"
+    """That the policy computes in."""
 
 
 def make_iteration(
@@ -49,32 +60,49 @@ def make_iteration(
     """`iterate(state, number, prompts, key) -> (state, metrics)`; prompts as `PromptRows` gives
     them, number: of the iteration. Before the first update it is asserted that the log-probs of the
     update are those of the sampling (see `check_first`)."""
-    apply = parts.apply
-
+    apply, loss = parts.apply, parts.loss
+    undivided = config.minibatches == config.accumulation == 1 and not parts.text
     unit = config.minibatches * config.accumulation * parts.devices
+    settings = {"guard": parts.guard, "shardings": parts.shardings}
+    update = make_step(loss, apply, parts.optimizer, accumulation=config.accumulation, **settings)
 
     @jax.jit
-    def judged(params: dict, reference: Any, answers: Packed, scores: Array, beta: float):
-        """(batch of the update in rows; by rollout the advantages and the policy's log-probs of
-        its own answers; figures)."""
+    def referred(reference: Any, answers: Packed) -> Array:
+        """The reference's log-probs, by rollout."""
+        width = answers.rollout["loss_mask"].shape[1]
+        return unpacked(answers.rows, apply["policy"](reference, answers.inputs)["logp"], width)
+
+    def experienced(
+        read: dict, answers: Packed, ref_logp: Array, scores: Array, beta: float
+    ) -> Experienced:
         rollout, rows, inputs = answers
         width = rollout["loss_mask"].shape[1]
-        ref_logp = unpacked(rows, apply["policy"](reference, inputs)["logp"], width)
-        logp = unpacked(rows, apply["policy"](params["policy"], inputs)["logp"], width)
-        values = apply["critic"](params["critic"], inputs, want=("value",))["value"]
-        values = unpacked(rows, values, width)
         batch, figures = experience(
             rollout,
             scores,
             ref_logp,
-            values,
+            unpacked(rows, read["critic"]["value"], width),
             beta,
             gamma=config.gamma,
             lam=config.lam,
             without_stop=config.without_stop,
         )
         by_token = {name: packed(rows, batch[name]) for name in BY_TOKEN}
-        return {**inputs, **by_token}, batch["advantages"], logp, figures
+        logp = unpacked(rows, read["policy"]["logp"], width)
+        mask = rollout["loss_mask"]
+        figures["logp_apart"] = apart(logp, rollout["old_logp"], mask)[0]
+        return Experienced({**inputs, **by_token}, logp, batch["advantages"], figures)
+
+    @jax.jit
+    def judged(params: dict, answers: Packed, *more: Any) -> Experienced:
+        return experienced(read_answers(apply, params, answers.inputs), answers, *more)
+
+    def allowed(found: Experienced) -> Array:
+        return found.figures["logp_apart"] <= BOUNDS[parts.dtype][0]
+
+    first = make_first_update(
+        loss, apply, experienced, parts.optimizer, allowed=allowed, **settings
+    )
 
     @jax.jit
     def chosen_rows(batch: dict, chosen: Array) -> dict:
@@ -88,32 +116,42 @@ def make_iteration(
         rollout = rollout_batch(prompts["tokens"], prompts["mask"], samples, config.temperature)
         jax.block_until_ready(rollout)
         clock.lap("sample")
+
         answers = pack(rollout, config.row_length, unit, number)
         answers = answers._replace(inputs=parts.place(answers.inputs))
-        scores = jnp.asarray(parts.score(answers))
         beta = float(state.extra.get("kl", config.kl))
-        batch, advantages, logp, figures = judged(
-            state.params, parts.reference, answers, scores, beta
-        )
-        check_first(logp, rollout["old_logp"], advantages, rollout["loss_mask"])
-        clock.lap("score")
+        scores = jnp.asarray(parts.score(answers))
+        more = (answers, referred(parts.reference, answers), scores, beta)
+        jax.block_until_ready(more)
+        turns = orders(config, len(answers.inputs["tokens"]), stream(key, "order"), number)
+        metrics = []
+        if undivided:
+            clock.lap("score")
+            state, figures, found = first(state, *more)
+            metrics.append(figures)
+            turns = turns[1:]
+        else:
+            found = judged(state.params, *more)
+        mask = rollout["loss_mask"]
+        check_first(found.logp, rollout["old_logp"], found.advantages, mask, parts.dtype)
+        if not undivided:
+            clock.lap("score")
+        batch = found.batch
         if parts.text:
-            text = spread(parts.text(number), len(batch["tokens"]))
-            batch["ptx"] = parts.place(text)
-        found = []
-        for chosen in orders(config, len(batch["tokens"]), stream(key, "order"), number):
-            state, metrics = parts.update(state, parts.place(chosen_rows(batch, chosen)), key)
-            found.append(metrics)
-        metrics = jax.tree.map(lambda *x: jnp.stack(x).mean(), *found)
-        metrics["skipped"] = found[-1]["skipped"]
+            batch["ptx"] = parts.place(spread(parts.text(number), len(batch["tokens"])))
+        for chosen in turns:
+            state, figures = update(state, parts.place(chosen_rows(batch, chosen)), key)
+            metrics.append(figures)
+        means = jax.tree.map(lambda *x: jnp.stack(x).mean(), *metrics)
+        means["skipped"] = metrics[-1]["skipped"]
         if config.kl_target is not None:
-            spent = float(figures["kl_nats"])
+            spent = float(found.figures["kl_nats"])
             steered = adapted(beta, spent, config.kl_target, config.batch, config.kl_horizon)
             state = state._replace(extra={**state.extra, "kl": jnp.float32(steered)})
-            metrics["kl_coefficient"] = jnp.float32(beta)
-        jax.block_until_ready(metrics)
+            means["kl_coefficient"] = jnp.float32(beta)
+        jax.block_until_ready(means)
         clock.lap("update")
-        return state, {**metrics, **figures, **clock.figures(config.batch)}
+        return state, {**means, **found.figures, **clock.figures(config.batch)}
 
     return iterate
 

@@ -12,7 +12,8 @@ from .policy import Aggregation, PerToken, aggregate
 
 LONGEST = 20.0  # of a log-ratio: its exponential stays finite
 CLIP, VALUE_CLIP, VALUE_SCALE = 0.2, 0.2, 0.1
-AT_ANY_TOKEN, IN_THE_MEAN = 1e-4, 1e-5
+BOUNDS = {"float32": (1e-4, 1e-5), "bfloat16": (0.5, 0.03)}
+"""By how much log-probs of the update may differ from the sampler's: at any token, in the mean."""
 
 
 def clipped(clip: float = CLIP) -> PerToken:
@@ -89,28 +90,31 @@ class BrokenInvariantError(AssertionError):
     """What the update would start from is not what was sampled; the text says how."""
 
 
+def apart(logp: Array, old_logp: Array, mask: Array) -> Array:
+    """f32[2]: by how much log-probs [B, T] of the update differ from the sampler's, at any token
+    and in the mean."""
+    difference = jnp.where(mask > 0, jnp.abs(logp - old_logp), 0.0)
+    return jnp.stack([difference.max(), masked_mean(difference, mask)])
+
+
 def check_first(
-    logp: Array,
-    old_logp: Array,
-    advantages: Array,
-    mask: Array,
-    at_any_token: float = AT_ANY_TOKEN,
-    in_the_mean: float = IN_THE_MEAN,
+    logp: Array, old_logp: Array, advantages: Array, mask: Array, dtype: str = "float32"
 ) -> None:
     """Before a batch's first update, over all of it: the log-probs are the sampler's, so the ratio
     is 1, approximate KL and clip fraction are 0, and the loss of whitened advantages is about 0.
 
-    All [B, T]. The bounds are float32's. Raises BrokenInvariantError: temperature, dropout,
-    padding or keys differ between sampling and training.
+    All [B, T]. dtype: that the policy computes in, for BOUNDS. Raises BrokenInvariantError:
+    temperature, dropout, padding or keys differ between sampling and training.
     """
-    difference = jnp.where(mask > 0, jnp.abs(logp - old_logp), 0.0)
-    worst, mean = float(difference.max()), float(masked_mean(difference, mask))
-    if not (worst <= at_any_token and mean <= in_the_mean):
+    bounds = BOUNDS[dtype]
+    worst, mean = map(float, apart(logp, old_logp, mask))
+    if not (worst <= bounds[0] and mean <= bounds[1]):
+        difference = jnp.where(mask > 0, jnp.abs(logp - old_logp), 0.0)
         row, place = jnp.unravel_index(jnp.argmax(difference), difference.shape)
         raise BrokenInvariantError(
             f"log-probs of the update differ from the sampler's by {mean:.2g} in the mean (allowed "
-            f"{in_the_mean:.0e}) and by {worst:.2g} at row {int(row)}, token {int(place)} (allowed "
-            f"{at_any_token:.0e}): temperature, padding, dropout or the parameters are not those "
+            f"{bounds[1]:.0e}) and by {worst:.2g} at row {int(row)}, token {int(place)} (allowed "
+            f"{bounds[0]:.0e}): temperature, padding, dropout or the parameters are not those "
             "of the sampling"
         )
     loss, metrics = clipped()({"logp": logp}, {"old_logp": old_logp, "advantages": advantages})
@@ -119,7 +123,7 @@ def check_first(
         ("clip fraction", masked_mean(metrics["clip_fraction"], mask), 0.0),
         ("policy loss", jnp.abs(masked_mean(loss, mask)), 1e-3 * max(scale, 1.0)),
     ):
-        if float(value) > bound:
+        if dtype == "float32" and float(value) > bound:
             raise BrokenInvariantError(
                 f"the {name} is {float(value):.2g} before the first update, and should be 0: the "
                 "advantages are not whitened over this batch"

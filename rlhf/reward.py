@@ -53,8 +53,9 @@ def evaluator(trained: Trained, asked: Callable[[], bool]) -> Evaluator:
                 return batch, trained.place(batch)
 
             for batch, placed in prefetch(both, 0, len(chosen)):
-                there = (batch["ranks"] != MISSING).any(axis=1)
-                arrays = (scores(params, placed), batch["ranks"], batch["last"] + 1)
+                there = (batch["ranks"] != MISSING).any(axis=-1)
+                lengths = scores_at(batch["positions"], batch["last"]) + 1
+                arrays = (scores(params, placed), batch["ranks"], lengths)
                 found.append([np.asarray(x)[there] for x in arrays])
                 if asked():
                     return {}

@@ -9,9 +9,11 @@ from .schedule import make_schedule
 from .step import (
     TrainState,
     init_state,
+    make_advance,
     make_eval_step,
     make_loss_and_grads,
     make_step,
+    objective_of,
     state_shardings,
     stream,
 )
@@ -29,6 +31,7 @@ __all__ = [
     "init_state",
     "lm_loss",
     "load_loss",
+    "make_advance",
     "make_eval_step",
     "make_loss_and_grads",
     "make_optimizer",
@@ -36,6 +39,7 @@ __all__ = [
     "make_step",
     "mean",
     "objective",
+    "objective_of",
     "state_shardings",
     "stream",
     "sum_rows",

@@ -225,7 +225,11 @@ class SftConfig(FineTuneConfig):
 
 @dataclass(frozen=True)
 class RewardConfig(FineTuneConfig):
-    """Everything that a reward model depends on. Impossible values raise `UserError`."""
+    """Everything that a reward model depends on. Impossible values raise `UserError`.
+
+    A row has room for one comparison at its longest, `completions` answers of `context` tokens, and
+    holds as many whole ones as fit.
+    """
 
     epochs: float = 1.0
     """How often the comparisons are seen, where `steps` is 0; more than once overfits (Ouyang et

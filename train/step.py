@@ -115,12 +115,8 @@ def make_loss_and_grads(
     def partial_objective(params, batch, key, factors):
         terms = run(params, batch, key)
         if factors is None:
-            factors = jax.lax.stop_gradient(_factors(loss, terms))
-        value = jnp.float32(0.0)
-        for name, factor in factors.items():
-            # A term that nowhere counts adds nothing, whatever its sum.
-            value += factor * jnp.where(factor != 0, jnp.sum(terms[name].sum), 0.0)
-        return value, terms
+            factors = _factors(loss, terms)
+        return _objective(terms, factors), terms
 
     def differentiate(params, batch, key, factors):
         grad = jax.value_and_grad(partial_objective, has_aux=True)
@@ -158,6 +154,19 @@ def make_loss_and_grads(
 def _factors(loss: Loss, terms: dict[str, Term]) -> dict[str, Array]:
     scales = scales_of(loss, terms)
     return {name: scale * inverse(total(terms[name]).weight) for name, scale in scales.items()}
+
+
+def objective_of(loss: Loss, terms: dict[str, Term]) -> Array:
+    """The objective f32[] of the terms of a whole batch, its weights held fixed."""
+    return _objective(terms, _factors(loss, terms))
+
+
+def _objective(terms: dict[str, Term], factors: dict[str, Array]) -> Array:
+    value = jnp.float32(0.0)
+    for name, factor in jax.lax.stop_gradient(factors).items():
+        # A term that nowhere counts adds nothing, whatever its sum.
+        value += factor * jnp.where(factor != 0, jnp.sum(terms[name].sum), 0.0)
+    return value
 
 
 def _gathered(x: Array) -> Array:
@@ -206,31 +215,13 @@ def make_step(
     """
     param_shardings = None if shardings is None else shardings.params
     loss_and_grads = make_loss_and_grads(loss, apply, accumulation, param_shardings)
+    advance = make_advance(optimizer, guard)
 
     def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         noise = stream(jax.random.fold_in(key, state.step), "loss")
         value, grads, terms = loss_and_grads(state.params, batch, noise)
-        norm = optax.tree.norm(grads)
-
-        def move(params: Any, opt_state: Any) -> tuple[Any, Any]:
-            updates, opt_state = optimizer.update(grads, opt_state, params)
-            return optax.apply_updates(params, updates), opt_state
-
-        params, opt_state, remembered = state.params, state.opt_state, state.guard
-        if guard is None:
-            params, opt_state = move(params, opt_state)
-        else:
-            accept, remembered = judge(guard, remembered, value, norm)
-            # A branch and not a selection of arrays: that would hold old and new state at once,
-            # at 2.5 times the time of the update on a CPU.
-            params, opt_state = jax.lax.cond(accept, move, lambda *old: old, params, opt_state)
-        metrics = {"loss": value, **_figures(terms, batch, sources)}
-        metrics |= {"grad_norm": norm, "skipped": remembered.skipped.astype(jnp.float32)}
-        rates = [rate for _, rate in optax.tree.get_all_with_path(opt_state, "learning_rate")]
-        if rates:  # of several networks, the first one's
-            metrics["learning_rate"] = jnp.float32(rates[0])
-        moved = state._replace(params=params, opt_state=opt_state, guard=remembered)
-        return moved._replace(step=state.step + 1), metrics
+        state, metrics = advance(state, value, grads)
+        return state, {**_figures(terms, batch, sources), **metrics}
 
     if shardings is None:
         return jax.jit(step, donate_argnums=0)
@@ -242,6 +233,44 @@ def make_step(
         out_shardings=(shardings, whole),
         donate_argnums=0,
     )
+
+
+def make_advance(
+    optimizer: optax.GradientTransformation, guard: GuardConfig | None = GUARD
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """`advance(state, value, grads, allowed=True) -> (state, metrics)`, to be called under jit: the
+    state after a step of these gradients of an objective f32[], unless the guard refuses it or it
+    is not allowed, bool[]. Metrics are `loss`, `grad_norm`, `skipped` and `learning_rate`."""
+
+    def advance(
+        state: TrainState, value: Array, grads: Any, allowed: Array | bool = True
+    ) -> tuple[TrainState, Metrics]:
+        norm = optax.tree.norm(grads)
+
+        def move(params: Any, opt_state: Any) -> tuple[Any, Any]:
+            updates, opt_state = optimizer.update(grads, opt_state, params)
+            return optax.apply_updates(params, updates), opt_state
+
+        params, opt_state, remembered = state.params, state.opt_state, state.guard
+        accept = allowed
+        if guard is not None:
+            accept, remembered = judge(guard, remembered, value, norm)
+            accept &= allowed
+        if accept is True:
+            params, opt_state = move(params, opt_state)
+        else:
+            # A branch and not a selection of arrays: that would hold old and new state at once,
+            # at 2.5 times the time of the update on a CPU.
+            params, opt_state = jax.lax.cond(accept, move, lambda *old: old, params, opt_state)
+        skipped = remembered.skipped.astype(jnp.float32)
+        metrics = {"loss": value, "grad_norm": norm, "skipped": skipped}
+        rates = [rate for _, rate in optax.tree.get_all_with_path(opt_state, "learning_rate")]
+        if rates:  # of several networks, the first one's
+            metrics["learning_rate"] = jnp.float32(rates[0])
+        moved = state._replace(params=params, opt_state=opt_state, guard=remembered)
+        return moved._replace(step=state.step + 1), metrics
+
+    return advance
 
 
 def _figures(terms: dict[str, Term], batch: Batch, sources: tuple[str, ...]) -> Metrics:

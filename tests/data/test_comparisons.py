@@ -172,21 +172,25 @@ def test_rows_hold_each_comparison_once_an_epoch(tmp_path, tokenizer):
     source = parse_source("pairs:" + write(tmp_path / "a.jsonl", made))
     store = build_comparisons(source, "all", tokenizer)
     template = store.template
-    batches = TrainBatches([store], [1], 4, 24, seed=0)
-    assert batches.rows_per_epoch == 60
-    seen = []
-    for number in range(15):
-        batch = batches.batch(number)
-        assert batch["tokens"].shape == (4, store.most, 24)
-        for row in range(4):
-            last, ranks = batch["last"][row], batch["ranks"][row]
-            several = [
-                tuple(map(int, batch["tokens"][row, k, : last[k] + 1]))
-                for k in range(store.most)
-                if ranks[k] >= 0
-            ]
-            assert not batch["tokens"][row, ranks < 0].any()
-            seen.append((several, [int(rank) for rank in ranks if rank >= 0]))
+    batches = TrainBatches([store], [1], 1, 24, seed=0)
+    assert 10 < batches.rows_per_epoch < 60
+    seen, tokens, room = [], 0, 24 * store.most
+    for number in range(batches.rows_per_epoch):
+        row = {name: array[0] for name, array in batches.batch(number).items()}
+        assert row["tokens"].shape == (room,)
+        segments = row["segment_ids"]
+        for last, ranks in zip(row["last"], row["ranks"], strict=True):
+            several = []
+            for k in np.flatnonzero(ranks >= 0):
+                here = segments == segments[last[k]]
+                assert np.flatnonzero(here)[-1] == last[k]
+                np.testing.assert_array_equal(row["positions"][here], np.arange(here.sum()))
+                several.append(tuple(row["tokens"][here].tolist()))
+            if several:
+                seen.append((several, [int(rank) for rank in ranks if rank >= 0]))
+        assert not row["tokens"][segments == 0].any()
+        tokens += (segments > 0).sum()
+    assert tokens > 0.8 * room * batches.rows_per_epoch  # little is padding
     expected = [
         (
             [

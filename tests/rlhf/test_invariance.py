@@ -59,9 +59,9 @@ def group_case(loss):
 
 
 def ranking_case(rng):
-    batch = {"tokens": text(rng, ROWS, 3)["tokens"]}
-    batch["last"] = rng.integers(0, TIME, (ROWS, 3)).astype(np.int32)
-    batch["ranks"] = rng.integers(-1, 3, (ROWS, 3)).astype(np.int32)
+    batch = {"tokens": text(rng, ROWS)["tokens"]}
+    batch["last"] = rng.integers(0, TIME, (ROWS, 2, 3)).astype(np.int32)
+    batch["ranks"] = rng.integers(-1, 3, (ROWS, 2, 3)).astype(np.int32)
     return ranking_loss(), batch
 
 

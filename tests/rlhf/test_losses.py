@@ -169,13 +169,14 @@ def test_metrics_of_the_policy():
 # ---- a reward model
 
 
-RANKS = np.array([[0, 1, 2, -1], [1, 1, 0, 2], [2, 0, 1, 3], [0, 0, -1, -1]], np.int32)
+# Two rows of two comparisons of up to four completions.
+RANKS = np.array([[[0, 1, 2, -1], [1, 1, 0, 2]], [[2, 0, 1, 3], [0, 0, -1, -1]]], np.int32)
 
 
 def ranking_batch(margins: bool):
     last = np.random.default_rng(1).integers(0, TIME, RANKS.shape).astype(np.int32)
     batch = {"ranks": RANKS, "last": last}
-    return batch | ({"margins": np.abs(draw(4, 4, 4, seed=6))} if margins else {})
+    return batch | ({"margins": np.abs(draw(2, 2, 4, 4, seed=6))} if margins else {})
 
 
 @pytest.mark.parametrize("margins", [False, True])
@@ -183,36 +184,40 @@ def test_ranking_loss(margins):
     batch = ranking_batch(margins)
 
     def oracle(value):
-        rows = []
-        for b in range(4):
+        compared = []
+        for b, c in np.ndindex(2, 2):
+            ranks, last = RANKS[b, c], batch["last"][b, c]
             pairs = [
                 sigmoid_loss(
-                    value[b, i, batch["last"][b, i]]
-                    - value[b, j, batch["last"][b, j]]
-                    - (batch["margins"][b, i, j] if margins else 0.0)
+                    value[b, last[i]]
+                    - value[b, last[j]]
+                    - (batch["margins"][b, c, i, j] if margins else 0.0)
                 )
                 for i in range(4)
                 for j in range(4)
-                if RANKS[b, i] >= 0 and RANKS[b, j] >= 0 and RANKS[b, i] < RANKS[b, j]
+                if ranks[i] >= 0 and ranks[j] >= 0 and ranks[i] < ranks[j]
             ]
             if pairs:
-                rows.append(np.mean(pairs))
-        assert len(rows) == 3  # the last row holds a tie and no pair
-        return np.mean(rows)
+                compared.append(np.mean(pairs))
+        assert len(compared) == 3  # the last holds a tie and no pair
+        return np.mean(compared)
 
-    agree(ranking_loss(), "value", draw(4, 4, TIME, seed=7), batch, oracle)
+    agree(ranking_loss(), "value", draw(2, TIME, seed=7), batch, oracle)
 
 
 def test_an_untrained_reward_model_and_its_accuracy():
     batch = ranking_batch(False)
-    value, _ = value_and_gradients(ranking_loss(), {"value": np.zeros((4, 4, TIME))}, batch)
+    value, _ = value_and_gradients(ranking_loss(), {"value": np.zeros((2, TIME))}, batch)
     assert value == pytest.approx(math.log(2), rel=1e-6)
-    terms = ranking_loss()(outputs, {"value": jnp.zeros((4, 4, TIME))}, batch, None)
+    terms = ranking_loss()(outputs, {"value": jnp.zeros((2, TIME))}, batch, None)
     assert mean(terms["accuracy"]) == 0.5
-    best = np.broadcast_to(-RANKS[..., None], (4, 4, TIME)).astype(np.float32)
-    terms = ranking_loss()(outputs, {"value": jnp.asarray(best)}, batch, None)
+    assert terms["accuracy"].weight.tolist() == [8.0, 6.0]
+    assert terms["ranking"].weight.tolist() == [2.0, 1.0]
+    # Each completion at a place of its own, the better the higher.
+    batch["last"] = np.tile(np.arange(8).reshape(2, 4), (2, 1, 1))
+    best = jnp.asarray(-RANKS.reshape(2, 8), jnp.float32)
+    terms = ranking_loss()(outputs, {"value": best}, batch, None)
     assert mean(terms["accuracy"]) == 1.0
-    assert terms["accuracy"].weight.tolist() == [3.0, 5.0, 6.0, 0.0]
 
 
 # ---- its relatives

@@ -71,13 +71,13 @@ def test_scores_are_normal_on_answers_of_the_policy(trained, tuned):
     params, _ = load_reward(run, mesh, execution)
     kept = json.loads((trained / "normalisation.json").read_text())
     assert kept["step"] == meta["step"] == 120
-    tokens = np.random.default_rng(0).integers(0, 256, (4, 1, 16))
-    last = np.full((4, 1), 15)
+    tokens = np.random.default_rng(0).integers(0, 256, (4, 16))
+    last = np.full(4, 15)
     apply = make_apply(run.config().model, execution)
 
     def scores(params):
         value = apply(params, {"tokens": tokens}, want=("value",))["value"]
-        return np.asarray(scores_at(value, last))[:, 0]
+        return np.asarray(scores_at(value, last))
 
     expected = kept["gain"] * scores(raw) + kept["bias"]
     np.testing.assert_allclose(scores(params), expected, rtol=1e-4, atol=1e-4)
@@ -100,10 +100,10 @@ def test_normalised_scores_of_fresh_answers(trained, tuned):
     sample = make_sampler(model, SamplingConfig(max_tokens=16, stop=(template.end,)), execution)
     weights, _ = load_params(policy, mesh, execution, "best")
     drawn = jax.device_get(sample(weights, *pad_prompts(prompts, 16), jax.random.key(9)))
-    tokens, last = np.zeros((64, 1, 32), np.int32), np.zeros((64, 1), np.int32)
+    tokens, last = np.zeros((64, 32), np.int32), np.zeros(64, np.int32)
     for row, prompt in enumerate(prompts):
         whole = np.concatenate([prompt, drawn.tokens[row][: drawn.length[row]]])
-        tokens[row, 0, : len(whole)], last[row] = whole, len(whole) - 1
+        tokens[row, : len(whole)], last[row] = whole, len(whole) - 1
     params, _ = load_reward(Run(trained), mesh, execution)
     apply = make_apply(Run(trained).config().model, execution)
     value = apply(params, {"tokens": tokens}, want=("value",))["value"]
