@@ -91,7 +91,7 @@ def demo(args: list[str]) -> int:
     if args and args[0] in ("-h", "--help"):
         print("usage: aludel demo [CONFIG] [--seeds N] [--out DIR] [--chat no] [--FIELD VALUE]")
         print("\nCONFIG is recipe (the default), recipe-gpu, or a Python file that sets `config`.")
-        print("With --seeds each seed does it all, and SFT trained twice as long beside it.")
+        print("With --seeds each seed does it all, SFT twice as long and PPO without KL beside it.")
         print("\naludel demo recipe --help lists every field with its default and its meaning.")
         return 0
     from .rlhf.demo import demo as run_demo

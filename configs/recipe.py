@@ -44,7 +44,7 @@ LAPTOP = Recipe(
         prompts=(),
     ),
     reward=RewardConfig(
-        batch=16,
+        batch=8,
         context=160,
         optimizer=OptimizerConfig(
             learning_rate=4e-4, beta2=0.99, schedule="linear", warmup=10, final=0.0
@@ -53,20 +53,19 @@ LAPTOP = Recipe(
         prompts=(),
     ),
     ppo=PpoConfig(
-        steps=40,
-        batch=128,
-        minibatches=2,
+        steps=80,
+        batch=64,
         context=192,
         new_tokens=64,
-        kl=0.2,
+        kl=0.25,
         kl_budget=4.5,
         optimizer=OptimizerConfig(
             learning_rate=3e-4, eps=1e-5, beta2=0.99, schedule="linear", final=0.0
         ),
         critic_learning_rate=8e-4,
-        eval_every=10,
+        eval_every=20,
         eval_tokens=8192,
-        checkpoint_every=10,
+        checkpoint_every=20,
         prompts=(),
     ),
 )

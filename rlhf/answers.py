@@ -12,6 +12,7 @@ from .ranking import scores_at
 
 ROWS = 64  # read at once
 MULTIPLE = 32  # of tokens in a row: few lengths are compiled
+MANY = 64  # batches: then prompts of one length are drawn together, in rows of a few widths
 
 
 class Answers(NamedTuple):
@@ -35,18 +36,23 @@ def draw(
     sample: Callable[..., Samples], params: Any, prompts: Sequence[np.ndarray], key: Array
 ) -> Answers:
     """One answer to each prompt, by a sampler of `model.make_sampler`, ROWS at a time."""
-    width = -(-max(map(len, prompts)) // MULTIPLE) * MULTIPLE
-    ids, logp, ended = [], [], []
-    for begin in range(0, len(prompts), ROWS):
-        some = prompts[begin : begin + ROWS]
-        filled = [*some, *some[:1] * (ROWS - len(some))]  # one shape is compiled, for all
-        own = jax.random.fold_in(key, begin)
-        drawn = jax.device_get(sample(params, *pad_prompts(filled, width), own))
-        for row in range(len(some)):
-            ids.append(drawn.tokens[row, : drawn.length[row]])
-            logp.append(drawn.logp[row].sum())
-            ended.append(drawn.stopped[row])
-    return Answers(list(prompts), ids, np.array(logp), np.array(ended))
+    count, lengths = len(prompts), np.array([len(one) for one in prompts])
+    several = count >= MANY * ROWS
+    order = np.argsort(lengths, kind="stable") if several else np.arange(count)
+    multiple = 2 * MULTIPLE if several else MULTIPLE
+    ids: list[np.ndarray] = [np.zeros(0, np.int32)] * count
+    logp, ended = np.zeros(count, np.float32), np.zeros(count, bool)
+    for begin in range(0, count, ROWS):
+        here = order[begin : begin + ROWS]
+        filled = np.resize(here, ROWS)  # one shape is compiled for all of one width
+        longest = lengths[here if several else order].max()
+        width = -(-longest // multiple) * multiple
+        padded = pad_prompts([prompts[number] for number in filled], width)
+        drawn = jax.device_get(sample(params, *padded, jax.random.fold_in(key, begin)))
+        for row, number in enumerate(here):
+            ids[number] = drawn.tokens[row, : drawn.length[row]]
+        logp[here], ended[here] = (x[: len(here)] for x in (drawn.logp.sum(axis=1), drawn.stopped))
+    return Answers(list(prompts), ids, logp, ended)
 
 
 Read = Callable[[Any, Answers], np.ndarray]

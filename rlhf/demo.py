@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .evaluation import evaluate_recipe
-from .recipe import TWICE, Recipe, run_comparisons, run_stages
+from .recipe import TWICE, Recipe, push_further, run_stages, tune_twice
 from .recipe_report import write_recipe_report, write_study
 from .recipe_table import Evaluation, lines_of
 
@@ -16,20 +16,27 @@ POLICIES = ("pretrain", "sft", "ppo")
 def demo(recipe: Recipe, seeds: int = 1) -> Path:
     """Does, or goes on with, the recipe in `recipe.out`; returns the folder.
 
-    Several seeds: each in a folder of its own, with SFT trained twice as long beside it, and a
-    report over all. Raises UserError for what the user can mend, StoppedError after a signal.
+    Several seeds: each in a folder of its own, with SFT trained twice as long beside it and PPO
+    pushed on, and a report over all. Raises UserError for what the user can mend, StoppedError
+    after a signal.
     """
     recipe = recipe.resolved()
     if seeds == 1:
         one_seed(recipe, POLICIES)
         return Path(recipe.out)
-    folders, found = [], []
-    for seed in range(recipe.seed, recipe.seed + seeds):
-        say(f"seed {seed}")
-        out = Path(recipe.out) / f"seed-{seed}"
-        own = dataclasses.replace(recipe, seed=seed, out=str(out))
+    recipes = [
+        dataclasses.replace(recipe, seed=seed, out=str(Path(recipe.out) / f"seed-{seed}"))
+        for seed in range(recipe.seed, recipe.seed + seeds)
+    ]
+    found = []
+    for own in recipes:
+        heading(f"seed {own.seed}")
         found.append(one_seed(own, (*POLICIES, TWICE)))
-        folders.append(out)
+    for own, evaluation in zip(recipes, found, strict=True):
+        heading(f"seed {own.seed}")
+        push_further(own, heading)
+        write_recipe_report(own, evaluation)
+    folders = [Path(own.out) for own in recipes]
     write_study(Path(recipe.out), folders, found, recipe.material.flipped)
     print("\n".join(lines_of(found)))
     return Path(recipe.out)
@@ -39,7 +46,7 @@ def one_seed(recipe: Recipe, policies: Sequence[str]) -> Evaluation:
     """Every stage, then the evaluation, which it returns, and the report."""
     run_stages(recipe, heading)
     if TWICE in policies:
-        run_comparisons(recipe, heading)
+        tune_twice(recipe, heading)
     heading("6 of 6: what it was good for, on new questions")
     found = evaluate_recipe(recipe, policies, say)
     write_recipe_report(recipe, found)

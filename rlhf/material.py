@@ -30,7 +30,7 @@ class MaterialConfig:
     """Times that each function for demonstrations is explained in text, for pretraining."""
     demonstrations: int = 16000
     """Conversations for instruction tuning."""
-    compared: int = 1600
+    compared: int = 3600
     """Questions whose answers are compared, for the reward model."""
     completions: int = 4
     """Answers to each of them."""

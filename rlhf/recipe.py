@@ -184,14 +184,18 @@ def check_same_recipe(folder: Folder, recipe: Recipe) -> None:
     write_json(path, now)
 
 
-def run_comparisons(recipe: Recipe, say: Say) -> None:
-    """What PPO is compared with in a study: SFT twice as long; and PPO pushed far."""
-    folder, configs = Folder(Path(recipe.out)), configs_of(recipe)
+def tune_twice(recipe: Recipe, say: Say) -> None:
+    """What PPO is compared with in a study: SFT twice as long."""
+    config = configs_of(recipe)[TWICE]
     say("instruction tuning, twice as long")
-    if not finished(configs[TWICE]):
-        sft(configs[TWICE])
+    if not finished(config):
+        sft(config)
+
+
+def push_further(recipe: Recipe, say: Say) -> None:
+    """PPO without what holds it back."""
     say("PPO, pushed on without the KL that holds it back")
-    align(configs[FURTHER], folder)
+    align(configs_of(recipe)[FURTHER], Folder(Path(recipe.out)))
 
 
 def align(config: PpoConfig, folder: Folder) -> None:
