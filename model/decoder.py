@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from .attention import attention
 from .config import GATED, DecoderConfig
 from .execution import DEFAULT, Execution
-from .kernels import CachedKernels, cached_kernels, write_slots
+from .kernels import CachedKernels, cached_kernels, training_product, write_slots
 from .layers import Norm, Projection, ScalarHead, Table, TokenShift, activate, dropout, rotary
 from .sharding import constrain
 
@@ -298,6 +298,9 @@ class Decoder(nn.Module):
             same = _same_segment(c.token_shift, segment_ids, start, context.cached_segments)
             context = context._replace(same=same)
         kernels = cached_kernels("xla" if cache is None else self.execution.decoding, rows, length)
+        if cache is None:
+            product = training_product(self.execution.gradients, c.dtype, self.mesh)
+            kernels = kernels._replace(product=product)
         x, layers = self._blocks(x, layers, context, kernels)
 
         x = Norm(c.norm, c.norm_eps, c.norm_affine, c.bias, name="final_norm")(x)

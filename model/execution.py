@@ -20,6 +20,10 @@ class Execution:
     """The kernels of a decoding step: XLA's, or on a CPU in float32 those of `decode.cc`, which
     need a C++ compiler; auto picks, and says which."""
 
+    gradients: Literal["auto", "xla", "native"] = "auto"
+    """The kernel of weights' gradients: XLA's, or on a CPU in float32 that of `products.cc`, as
+    `decoding`."""
+
     @property
     def scanned(self) -> bool:
         """Whether blocks are scanned. XLA's CPU code is 1.4x slower under a scan; on

@@ -13,6 +13,7 @@ and their gradients, p = softmax(z):
     d entropy   / d z_v = -p_v (log p_v + entropy)
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -20,6 +21,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from .kernels import gradient_by
+
+BY_XLA = gradient_by("xla", 1)
 BLOCK_ELEMENTS = 2**23  # logits held at once: 32 MiB of float32
 KEPT_ELEMENTS = 2**26  # no more in all are kept for the backward pass: a product in four is saved
 SMALLEST_BLOCK = 512  # of the vocabulary; below it, tokens are split too
@@ -39,6 +43,7 @@ class Settings(NamedTuple):
     cap: float | None
     entropy: bool
     block: int  # of the vocabulary
+    gradient: Callable[[Array, Array], Array]  # (x, y) -> x transposed @ y: that of `head`
 
 
 def token_scores(
@@ -50,13 +55,15 @@ def token_scores(
     entropy: bool = False,
     block_elements: int = BLOCK_ELEMENTS,
     kept_elements: int = KEPT_ELEMENTS,
+    gradient: Callable[[Array, Array], Array] = BY_XLA,
 ) -> TokenScores:
     """Scores of `targets` under softmax(cap(hidden @ head.T) / temperature).
 
     hidden [N, width], head [V, width], targets i32[N], temperature f32[N] or None for 1.
     Differentiable in hidden and head. Products are taken in the dtype of `hidden`, summed in
     float32. Logits of up to `kept_elements` are kept for the backward pass; of more,
-    `block_elements` are held at once and computed twice.
+    `block_elements` are held at once and computed twice. gradient: what computes that of
+    `head` (`kernels.gradient_by`).
     """
     count, vocab = hidden.shape[0], head.shape[0]
     if count * vocab <= kept_elements:
@@ -65,7 +72,7 @@ def token_scores(
     tokens = max(1, block_elements // min(vocab, SMALLEST_BLOCK))
     pieces = -(-count // tokens)
     block = min(vocab, max(SMALLEST_BLOCK, block_elements // -(-count // pieces)))
-    settings = Settings(cap, entropy, _even(vocab, block))
+    settings = Settings(cap, entropy, _even(vocab, block), gradient)
     if pieces == 1:
         return _scores(hidden, head, targets, inverse, settings)
     pad = -count % pieces
@@ -178,7 +185,7 @@ def _backward(settings, saved, grads: TokenScores):
         grad = _only(_fresh(head.shape[0], block, new), grad, 0.0).astype(hidden.dtype)
         product = partial(jnp.matmul, preferred_element_type=jnp.float32)
         grad_hidden = grad_hidden + product(grad, rows.astype(hidden.dtype))
-        return grad_hidden, product(grad.T, hidden)
+        return grad_hidden, settings.gradient(grad, hidden)
 
     zero = jnp.zeros(hidden.shape, jnp.float32)
     grad_hidden, grad_rows = _each_block(visit, zero, _blocks(head, block))

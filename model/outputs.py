@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from .config import DecoderConfig
 from .decoder import Decoder
 from .execution import DEFAULT, Execution
+from .kernels import gradient_by
 from .logprobs import BLOCK_ELEMENTS, KEPT_ELEMENTS, token_scores
 from .sharding import RULES
 
@@ -46,6 +47,7 @@ def make_apply(
     `config.dropout`, noise is drawn for each row by `fold_in(key, row)`.
     """
     decoder = Decoder(config, execution, mesh)
+    gradient = gradient_by(execution.gradients, 1 if mesh is None else mesh.size)
     split = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in RULES["batch"])
 
     def apply(
@@ -78,7 +80,7 @@ def make_apply(
             out["value"] = value_of(params, hidden).reshape(shape)
         asked = [name for name in want if name in SCORES]
         if asked:
-            scores = _scores(hidden, params, batch, config, "entropy" in want, split)
+            scores = _scores(hidden, params, batch, config, "entropy" in want, split, gradient)
             out |= {name: getattr(scores, name).reshape(shape) for name in asked}
         return out
 
@@ -102,6 +104,7 @@ def _scores(
     config: DecoderConfig,
     entropy: bool,
     split: int,
+    gradient: Callable[[Array, Array], Array],
 ):
     targets, temperature = batch["targets"].reshape(-1), batch.get("temperature")
     if temperature is not None:
@@ -116,4 +119,5 @@ def _scores(
         # The budgets are a device's, the tokens are everybody's.
         BLOCK_ELEMENTS * split,
         KEPT_ELEMENTS * split,
+        gradient,
     )

@@ -10,6 +10,7 @@ from .cudnn import cudnn_attention
 from .decoding import CachedKernels, cached_kernels, for_decoding, head_product
 from .fused import fused_attention
 from .plain import plain_attention, write_slots
+from .products import gradient_by, training_product
 
 __all__ = [
     "CachedKernels",
@@ -18,7 +19,9 @@ __all__ = [
     "cudnn_attention",
     "fused_attention",
     "for_decoding",
+    "gradient_by",
     "head_product",
     "plain_attention",
+    "training_product",
     "write_slots",
 ]

@@ -46,6 +46,8 @@ struct Shape {
         segments(ids.element_count() ? ids.typed_data() : nullptr) {}
 
   int64_t groups() const { return heads / key_heads; }
+  // Queries of block i: the last may be a part.
+  int64_t QueriesOf(int64_t i) const { return std::min(kBlock, length - i * kBlock); }
   const int32_t* SegmentsOf(int64_t row) const {
     return segments ? segments + row * length : nullptr;
   }
@@ -107,12 +109,12 @@ class Mask {
   void Apply(int64_t i, int64_t j, float* scores) const {
     const bool one = !ids_ || (least_[i] == most_[i] && least_[j] == most_[j]);
     if (one && i > j && (i + 1) * kBlock - j * kBlock <= s_.window) return;
-    for (int64_t r = 0; r < kBlock; ++r) {
+    for (int64_t r = 0; r < s_.QueriesOf(i); ++r) {
       float* line = scores + r * kBlock;
       const int64_t t = i * kBlock + r, ahead = t - j * kBlock;  // keys 0 ... ahead are visible
       for (int64_t c = std::max<int64_t>(0, ahead + 1); c < kBlock; ++c) line[c] = kMasked;
       for (int64_t c = 0; c < std::min(kBlock, ahead - s_.window + 1); ++c) line[c] = kMasked;
-      if (one || t >= s_.length) continue;
+      if (one) continue;
       const int32_t mine = ids_[t];
       const int64_t end = std::min(kBlock, ahead + 1);
       for (int64_t c = 0; c < end; ++c) {
@@ -164,25 +166,26 @@ ffi::Error Forward(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> query, ffi::Buffe
       mixed.assign(s.padded * s.wide, 0.0f);
       float* logs = normaliser->typed_data() + (row * s.heads + head) * s.length;
       for (int64_t i = 0; i < s.blocks; ++i) {
+        const int64_t count = s.QueriesOf(i);
         float top[kBlock], total[kBlock] = {};
         std::fill(top, top + kBlock, kMasked);
         for (int64_t j = 0; j <= i; ++j) {
           if (!mask.Meets(i, j)) continue;
           float* block = scores.data() + j * kBlock * kBlock;
-          Multiply<false>(kBlock, kBlock, s.wide, q.data() + i * kBlock * s.wide, s.wide, 1,
+          Multiply<false>(count, kBlock, s.wide, q.data() + i * kBlock * s.wide, s.wide, 1,
                           turned.data() + j * kBlock * s.wide, kBlock, block, kBlock);
           mask.Apply(i, j, block);
-          for (int64_t r = 0; r < kBlock; ++r) top[r] = TopOf(block + r * kBlock, top[r]);
+          for (int64_t r = 0; r < count; ++r) top[r] = TopOf(block + r * kBlock, top[r]);
         }
         float* to = mixed.data() + i * kBlock * s.wide;
         for (int64_t j = 0; j <= i; ++j) {
           if (!mask.Meets(i, j)) continue;
           float* block = scores.data() + j * kBlock * kBlock;
-          for (int64_t r = 0; r < kBlock; ++r) total[r] += Weigh(block + r * kBlock, top[r]);
-          Multiply<true>(kBlock, s.wide, kBlock, block, kBlock, 1, v.data() + j * kBlock * s.wide,
+          for (int64_t r = 0; r < count; ++r) total[r] += Weigh(block + r * kBlock, top[r]);
+          Multiply<true>(count, s.wide, kBlock, block, kBlock, 1, v.data() + j * kBlock * s.wide,
                          s.wide, to, s.wide);
         }
-        for (int64_t r = 0; r < kBlock && i * kBlock + r < s.length; ++r) {
+        for (int64_t r = 0; r < count; ++r) {
           for (int64_t d = 0; d < s.wide; ++d) to[r * s.wide + d] /= total[r];
           logs[i * kBlock + r] = top[r] + std::log(total[r]);
         }
@@ -232,14 +235,14 @@ ffi::Error Backward(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> query, ffi::Buff
         const int64_t keys = j * kBlock * s.wide;
         for (int64_t i = j; i < s.blocks; ++i) {
           if (!mask.Meets(i, j)) continue;
-          const int64_t queries = i * kBlock * s.wide;
+          const int64_t queries = i * kBlock * s.wide, count = s.QueriesOf(i);
           alignas(64) float weights[kBlock * kBlock], slopes[kBlock * kBlock];
-          Multiply<false>(kBlock, kBlock, s.wide, q.data() + queries, s.wide, 1,
+          Multiply<false>(count, kBlock, s.wide, q.data() + queries, s.wide, 1,
                           k_turned.data() + keys, kBlock, weights, kBlock);
           mask.Apply(i, j, weights);
-          Multiply<false>(kBlock, kBlock, s.wide, d.data() + queries, s.wide, 1,
+          Multiply<false>(count, kBlock, s.wide, d.data() + queries, s.wide, 1,
                           v_turned.data() + keys, kBlock, slopes, kBlock);
-          for (int64_t r = 0; r < kBlock; ++r) {
+          for (int64_t r = 0; r < count; ++r) {
             const float log = logs[i * kBlock + r], mean = inner[i * kBlock + r];
             for (int64_t c = r * kBlock; c < (r + 1) * kBlock; c += kWide) {
               const Vector w = Exp(Load(weights + c) - log);
@@ -247,11 +250,11 @@ ffi::Error Backward(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> query, ffi::Buff
               Store(slopes + c, w * (Load(slopes + c) - mean));
             }
           }
-          Multiply<true>(kBlock, s.wide, kBlock, weights, 1, kBlock, d.data() + queries, s.wide,
+          Multiply<true>(kBlock, s.wide, count, weights, 1, kBlock, d.data() + queries, s.wide,
                          dv.data() + keys, s.wide);
-          Multiply<true>(kBlock, s.wide, kBlock, slopes, 1, kBlock, q.data() + queries, s.wide,
+          Multiply<true>(kBlock, s.wide, count, slopes, 1, kBlock, q.data() + queries, s.wide,
                          dk.data() + keys, s.wide);
-          Multiply<true>(kBlock, s.wide, kBlock, slopes, kBlock, 1, k.data() + keys, s.wide,
+          Multiply<true>(count, s.wide, kBlock, slopes, kBlock, 1, k.data() + keys, s.wide,
                          dq.data() + queries, s.wide);
         }
       }
