@@ -21,7 +21,7 @@ from ..model import (
     param_shardings,
 )
 from ..train.checkpoint import Say
-from ..train.config import PpoConfig
+from ..train.config import PpoConfig, weighted
 from ..train.corpus import open_prompts
 from ..train.finetune import begin_from, settle_on
 from ..train.layout import Layout
@@ -34,8 +34,9 @@ from .normalise import load_reward
 from .packing import Packed, pack, unpacked
 from .ppo import ppo_loss
 from .rollouts import Rollout, answers_of, prompts_of, rollout_batch
-from .scorers import Scorer, by_function, by_run, check_same_tokenizer
+from .scorers import Scorer, added_up, by_function, by_run, check_same_tokenizer
 
+SHOWN = 4  # held-out prompts whose answers are kept with their scores, at each evaluation
 Gold = Callable[[str, str, bool], float]
 """(file and line of the prompt, answer, whether it ended by itself) -> how good it is."""
 
@@ -51,19 +52,21 @@ def ppo(config: PpoConfig) -> Path:
 def settle(config: PpoConfig, run: Run, say: Say) -> tuple[PpoConfig, Tokenizer]:
     """As of every stage that begins with a run; and the critic's decoder: the reward run's where
     there is one, else the policy's."""
-    if bool(config.reward) == bool(config.reward_fn):
+    if not config.reward and not config.reward_fn:
         raise UserError(
-            "name what scores the answers: either --reward RUN or --reward-fn FILE.py:NAME"
+            "name what scores the answers: --reward RUN or --reward-fn FILE.py:NAME, or several "
+            "with their weights, --reward RUN=.7 --reward-fn FILE.py:NAME=.3"
         )
     config, tokenizer = settle_on(config, run, say)
     if not config.steps:
         raise UserError("ppo has no epochs: name the iterations with --steps")
     if run.exists:
         return dataclasses.replace(config, critic=run.config().critic), tokenizer
-    if config.reward:
-        judge = find_run(config.reward)
+    judges = [find_run(weighted(spec)[0]) for spec in config.reward]
+    for judge in judges:
         check_same_tokenizer(judge, tokenizer)
-        critic = judge.config().model
+    if judges:
+        critic = judges[0].config().model
     else:
         critic = config.model
     critic = dataclasses.replace(critic, scalar_head=True, dropout=0.0)
@@ -75,7 +78,7 @@ def begin(config: PpoConfig, mesh: Mesh, key: Array) -> tuple[Any, str]:
     as the policy with a head of zeros."""
     policy, parent = begin_from(config, mesh, key)
     if config.reward:
-        critic, _ = load_reward(find_run(config.reward), mesh, config.execution)
+        critic, _ = load_reward(find_run(weighted(config.reward[0])[0]), mesh, config.execution)
     else:
         zeros = {"kernel": jnp.zeros(config.model.width), "bias": jnp.zeros(())}
         critic = {**jax.tree.map(jnp.copy, policy), "scalar_head": zeros}
@@ -102,11 +105,18 @@ class Frozen(NamedTuple):
 
 def frozen(config: PpoConfig, tokenizer: Tokenizer, mesh: Mesh, key: Array) -> Frozen:
     """What scores the answers, and the reference."""
-    if config.reward_fn:
-        score = by_function(config.reward_fn)
-    else:
-        score = by_run(find_run(config.reward), tokenizer, config.execution, mesh)
-    return Frozen(score, begin_from(config, mesh, key)[0])
+
+    def kept(params: Any) -> Any:
+        return jax.tree.map(lambda x: x.astype(config.frozen_dtype), params)
+
+    scorers = []
+    for spec in config.reward:
+        path, weight = weighted(spec)
+        scorers.append((by_run(find_run(path), tokenizer, config.execution, mesh, kept), weight))
+    for spec in config.reward_fn:
+        code, weight = weighted(spec)
+        scorers.append((by_function(code), weight))
+    return Frozen(added_up(scorers), kept(begin_from(config, mesh, key)[0]))
 
 
 def stepper(
@@ -182,7 +192,8 @@ def sampler(config: PpoConfig, tokenizer: Tokenizer, key: Array, say: Say) -> Sa
 
 def evaluator(trained: Trained, asked: Callable[[], bool], gold: Gold | None = None) -> Evaluator:
     """Answers to the held-out prompts: their score, their KL to the reference, their length and how
-    many end; `gold_mean` as well where there is a measure that nothing was trained on."""
+    many end; `gold_mean` as well where there is a measure that nothing was trained on; some of the
+    answers."""
     config, mesh, stores = trained.config, trained.mesh, trained.corpus.validation
     template, size = stores[0].template, config.batch
     sample = sampler_of(config, template, mesh)
@@ -205,6 +216,7 @@ def evaluator(trained: Trained, asked: Callable[[], bool], gold: Gold | None = N
         chosen = np.linspace(0, len(places) - 1, count).astype(int)
         key = jax.random.key(config.seed)  # the same noise each time: figures that can be compared
         found: dict[str, list] = {}
+        shown: list[dict] = []
         for begin in range(0, count, size):
             numbers = np.resize(chosen[begin : begin + size], size)  # one shape: some come again
             prompts = trimmed(trained.place({name: x[numbers] for name, x in held.items()}))
@@ -224,11 +236,16 @@ def evaluator(trained: Trained, asked: Callable[[], bool], gold: Gold | None = N
                 ended = np.asarray(rollout["stopped"]).tolist()
                 where = [places[number] for number in numbers]
                 figures["gold_mean"] = np.array(list(map(gold, where, answers, ended)))
+            if not shown:
+                scores = figures["val_reward_mean"].tolist()
+                said = list(zip(questions, answers, scores, strict=True))[:SHOWN]
+                shown = [{"prompt": q, "text": f"\n{a}", "score": s} for q, a, s in said]
             for name, values in figures.items():
                 found.setdefault(name, []).append(np.asarray(values)[: count - begin])
             if asked():
                 return {}
-        return {name: float(np.concatenate(all).mean()) for name, all in found.items()}
+        means = {name: float(np.concatenate(all).mean()) for name, all in found.items()}
+        return {**means, "samples": shown}
 
     return evaluate
 

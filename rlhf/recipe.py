@@ -104,7 +104,7 @@ def configs_of(recipe: Recipe) -> dict[str, StageConfig]:
     def source(kind: str, name: str, weight: float = 1.0) -> str:
         return f"{kind}:{folder.material(name)}={weight:g}"
 
-    def filled(config: Any, stage: str, data: tuple[str, ...], **more: str) -> Any:
+    def filled(config: Any, stage: str, data: tuple[str, ...], **more: Any) -> Any:
         out = str(folder.run(stage))
         return dataclasses.replace(config, data=data, seed=recipe.seed, out=out, **more)
 
@@ -114,7 +114,7 @@ def configs_of(recipe: Recipe) -> dict[str, StageConfig]:
         source("jsonl", "lists", recipe.lists),
     )
     before, tuned = str(folder.run("pretrain")), str(folder.run("sft"))
-    ppo = {"init": tuned, "reward": str(folder.run("reward"))}
+    ppo = {"init": tuned, "reward": (str(folder.run("reward")),)}
     return {
         "pretrain": filled(recipe.pretrain, "pretrain", text),
         "sft": filled(recipe.sft, "sft", (source("chat", "demonstrations"),), init=before),

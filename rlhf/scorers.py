@@ -30,11 +30,28 @@ def check_same_tokenizer(run: Run, tokenizer: Tokenizer) -> None:
         )
 
 
-def by_run(run: Run, tokenizer: Tokenizer, execution: Execution, mesh: Mesh) -> Scorer:
-    """The normalised scores of a reward run. Raises UserError where it cannot read the answers."""
+def added_up(scorers: Sequence[tuple[Scorer, float]]) -> Scorer:
+    """The sum of scores, each times its weight."""
+
+    def score(answers: Packed, prompts: Sequence[str], completions: Sequence[str]) -> np.ndarray:
+        each = [weight * scored(answers, prompts, completions) for scored, weight in scorers]
+        return np.sum(each, axis=0, dtype=np.float32)
+
+    return score
+
+
+def by_run(
+    run: Run,
+    tokenizer: Tokenizer,
+    execution: Execution,
+    mesh: Mesh,
+    kept: Callable[[Any], Any] = lambda params: params,
+) -> Scorer:
+    """The normalised scores of a reward run, its parameters as `kept` keeps them. Raises UserError
+    where it cannot read the answers."""
     check_same_tokenizer(run, tokenizer)
     params, _ = load_reward(run, mesh, execution)
-    score = score_by(make_apply(run.config().model, execution, mesh), params)
+    score = score_by(make_apply(run.config().model, execution, mesh), kept(params))
     return lambda answers, prompts, completions: score(answers)
 
 

@@ -260,10 +260,14 @@ class PpoConfig(FineTuneConfig):
     A step is an iteration: answers to `batch` prompts are drawn, scored, and learnt from.
     """
 
-    reward: str = ""
-    """The run of aludel reward that scores; its parameters are where the critic begins."""
-    reward_fn: str = ""
-    """A function of your own that scores, FILE.py:NAME: (prompts, completions) -> floats."""
+    reward: tuple[str, ...] = ()
+    """Runs of aludel reward that score; =WEIGHT may follow: scores are added up. The first one's
+    parameters are where the critic begins."""
+    reward_fn: tuple[str, ...] = ()
+    """Functions of your own that score, FILE.py:NAME: (prompts, completions) -> floats; =WEIGHT
+    may follow."""
+    frozen_dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the reference and reward models are kept in; bfloat16 halves their memory."""
     new_tokens: int = 64
     """Tokens of an answer, at most."""
     temperature: float = 1.0
@@ -319,6 +323,10 @@ class PpoConfig(FineTuneConfig):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UserError(f"{name} must be positive, not {value}")
+        if self.dropout:
+            raise UserError(
+                "dropout must be 0 in PPO: log-probs would not be those that were sampled by"
+            )
         if not 0 <= self.ema < 1:
             raise UserError(f"ema must lie in [0, 1), not {self.ema}")
         if self.ptx < 0:
@@ -358,7 +366,9 @@ class PpoConfig(FineTuneConfig):
     @property
     def user_code(self) -> dict[str, str]:
         """Functions of the user's own by their use, FILE.py:NAME."""
-        return super().user_code | ({"reward_fn": self.reward_fn} if self.reward_fn else {})
+        specs = [weighted(spec)[0] for spec in self.reward_fn]
+        names = ["reward_fn", *(f"reward_fn-{number}" for number in range(2, len(specs) + 1))]
+        return super().user_code | dict(zip(names, specs, strict=False))
 
     def optimizer_of(self, network: str) -> tuple[OptimizerConfig, int]:
         """(how a network is moved, how often in the whole run)."""
@@ -384,11 +394,10 @@ class PpoConfig(FineTuneConfig):
 
     def resolved(self) -> "PpoConfig":
         """The same settings with absolute paths."""
-        reward = self.reward and absolute(self.reward)
         return dataclasses.replace(
             super().resolved(),
-            reward=reward,
-            reward_fn=absolute_code(self.reward_fn),
+            reward=tuple(map(absolute, self.reward)),
+            reward_fn=tuple(map(absolute_code, self.reward_fn)),
             ptx_data=tuple(map(_absolute_source, self.ptx_data)),
         )
 
@@ -437,6 +446,18 @@ def absolute_code(spec: str) -> str:
     """FILE.py:NAME with an absolute path."""
     file, colon, name = spec.rpartition(":")
     return f"{absolute(file)}:{name}" if colon else spec
+
+
+def weighted(spec: str) -> tuple[str, float]:
+    """(name, weight) of NAME or NAME=WEIGHT. Raises UserError for a weight of 0, or none at all."""
+    name, equals, tail = spec.rpartition("=")
+    try:
+        weight = float(tail) if equals else 1.0
+    except ValueError:
+        return spec, 1.0  # a name with = in it
+    if not math.isfinite(weight) or not weight:
+        raise UserError(f"{spec}: the weight must be a number other than 0, not {tail}")
+    return (name if equals else spec), weight
 
 
 def _absolute_source(source: str) -> str:

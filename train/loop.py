@@ -141,7 +141,7 @@ def train(
                     journal.keep()
                 validation = None
                 if due(step, plan.eval_every, plan.steps) and not signals.asked:
-                    validation = _evaluate(state, step, plan, journal)
+                    validation = _evaluate(state, step, plan, journal, samples)
                 if plan.sample and due(step, plan.sample_every, plan.steps) and not signals.asked:
                     _sample(state, step, plan, journal, samples)
                 asked = signals.asked
@@ -183,17 +183,24 @@ def _catch_up(state: Any, begin: int, plan: Plan, journal: Journal, samples: Lin
     """What was due at the step that the run was stopped at, and left for now."""
     line = next((one for one in journal.lines.read() if one["step"] == begin), {})
     if begin and due(begin, plan.eval_every, plan.steps) and not validated(line):
-        figures = plan.evaluate(state, begin == plan.steps)
+        figures = without_samples(plan.evaluate(state, begin == plan.steps), begin, samples)
         journal.lines.amend(begin, figures)
     if begin and plan.sample and due(begin, plan.sample_every, plan.steps):
         if not any(one["step"] == begin for one in samples.read()):
             _sample(state, begin, plan, journal, samples)
 
 
-def _evaluate(state: Any, step: int, plan: Plan, journal: Journal) -> float | None:
+def without_samples(figures: dict, step: int, samples: Lines) -> dict:
+    """An evaluation's figures; what was written for it, its `samples`, goes to samples.jsonl."""
+    for record in figures.get("samples", ()):
+        samples.append({"step": step, **record})
+    return {name: value for name, value in figures.items() if name != "samples"}
+
+
+def _evaluate(state: Any, step: int, plan: Plan, journal: Journal, samples: Lines) -> float | None:
     journal.pause()
     begin = time.perf_counter()
-    figures = plan.evaluate(state, step == plan.steps)
+    figures = without_samples(plan.evaluate(state, step == plan.steps), step, samples)
     seconds = time.perf_counter() - begin
     left = (plan.steps - step) // plan.eval_every if plan.eval_every else 0
     journal.pauses = seconds * left

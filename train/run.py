@@ -153,13 +153,14 @@ def record_provenance(run: Run, digests: dict[str, Any], step: int, parent: str 
     the run's beginning."""
     before = run.read(PROVENANCE)
     known = before.get("digests", {})
-    for name in ("tokenizer", "data", "validation", "text", "loss", "reward_fn"):
+    rewards = [name for name in known if name.startswith("reward_fn")]
+    for name in ("tokenizer", "data", "validation", "text", "loss", *rewards):
         if name in known and known[name] != digests.get(name):
             what = {
                 "data": "text",
                 "validation": "validation text",
                 "text": "pretraining text",
-                "reward_fn": "reward function's file",
+                **dict.fromkeys(rewards, "reward function's file"),
             }.get(name, name)
             raise UserError(
                 f"{run.path}: the {what} has changed since the run began (digest "

@@ -27,7 +27,7 @@ from .hardware import describe, peak_flops
 from .journal import LAG, Journal
 from .layout import Layout, make_layout
 from .load import load_loss
-from .loop import Plan, Signals, train
+from .loop import Plan, Signals, train, without_samples
 from .losses import lm_loss
 from .optimizer import make_optimizer
 from .placing import local_rows, placer
@@ -101,7 +101,8 @@ class Stage:
     """The loss, where the user brings none."""
     evaluator: "Callable[[Trained, Callable[[], bool]], Evaluator] | None" = None
     """`evaluate(params, whole) -> figures` of the validation part, {} where the function given
-    says that a signal has come; None: a language model's."""
+    says that a signal has come; `samples` among them are records of `prompt`, `text` and, where
+    there is one, `score`. None: a language model's."""
     frozen: Callable[[Any, Tokenizer, Mesh, Array], Any] = lambda *_: None
     """What the stage needs besides, and does not train: networks, mostly."""
     stepper: "Callable[[Trained, Layout, Tokenizer, Array, Say], Stepper] | None" = None
@@ -279,7 +280,7 @@ def _run(stage: Stage, config: Any, signals: Signals) -> Path:
     display.start(begin, config.steps)
     try:
         if begin == 0:
-            journal.add(0, evaluate(state, False))
+            journal.add(0, without_samples(evaluate(state, False), 0, samples))
             journal.sync()
         state, steps = train(state, begin, plan, journal, checkpoints, samples, signals, run.path)
         ended_early = ended_early or steps < config.steps

@@ -78,7 +78,10 @@ def config_of(tuned, prompts, out, **changes) -> PpoConfig:
         out=str(out),
         **QUIET,
     )
-    return PpoConfig(**{**settings, **changes})
+    settings |= changes
+    for name in {"reward", "reward_fn"} & set(settings):
+        settings[name] = (settings[name],) if isinstance(settings[name], str) else settings[name]
+    return PpoConfig(**settings)
 
 
 def lines_of(run) -> list[dict]:
@@ -187,6 +190,42 @@ def test_with_a_reward_run(tuned, prompts, tmp_path):
     assert max(jax.tree.leaves(moved)) > 1e-5
 
 
+def test_rewards_are_added_up_by_their_weights(tuned, prompts, rewards, tmp_path):
+    first = {}
+    for name, spec in {
+        "one": (f"{rewards}:share_of_y",),
+        "twice": (f"{rewards}:share_of_y=3", f"{rewards}:share_of_y=-1"),
+        "half": (f"{rewards}:share_of_y=.5",),
+    }.items():
+        run = ppo(config_of(tuned, prompts, tmp_path / name, reward_fn=spec, steps=1))
+        first[name] = lines_of(run)[-1]["reward_mean"]
+    assert first["one"] > 0
+    assert first["twice"] == pytest.approx(2 * first["one"], rel=1e-5)
+    assert first["half"] == pytest.approx(first["one"] / 2, rel=1e-5)
+    digests = Run(tmp_path / "twice").read("provenance.json")["digests"]
+    assert digests["reward_fn"] == digests["reward_fn-2"]
+
+
+def test_what_is_not_trained_may_be_kept_in_bfloat16(tuned, prompts, rewards, tmp_path):
+    """The KL to a rounded reference is not quite 0 at first, and small; the answers are the same;
+    held-out answers stand in the report with their scores."""
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        run = ppo(
+            config_of(
+                tuned, prompts, tmp_path / dtype, reward_fn=f"{rewards}:share_of_y", steps=1,
+                frozen_dtype=dtype,
+            )
+        )  # fmt: skip
+        found[dtype] = lines_of(run)[-1]
+    assert found["float32"]["reward_mean"] == found["bfloat16"]["reward_mean"]
+    assert abs(found["float32"]["kl_nats"]) < 1e-5 < abs(found["bfloat16"]["kl_nats"]) < 0.1
+    samples = Run(run).lines("samples.jsonl").read()
+    assert {one["step"] for one in samples} == {0, 1}
+    assert all(one["prompt"].startswith("say") and "score" in one for one in samples)
+    assert f"score {samples[-1]['score']:.2f}" in (run / "report.html").read_text()
+
+
 def test_a_failing_reward_is_told_and_the_run_is_saved(tuned, prompts, rewards, tmp_path):
     config = config_of(tuned, prompts, tmp_path / "run", reward_fn=f"{rewards}:nan_later")
     with pytest.raises(UserError, match="returned nan for an answer to 'say"):
@@ -213,8 +252,8 @@ def test_the_algorithm_that_the_docs_show(tuned, prompts, rewards, tmp_path):
 
 def test_mistakes(tuned, prompts, rewards, tmp_path):
     for changes, message in (
-        ({}, "either --reward RUN or --reward-fn"),
-        ({"reward": "a", "reward_fn": "b"}, "either --reward RUN or --reward-fn"),
+        ({}, "--reward RUN or --reward-fn"),
+        ({"reward_fn": f"{rewards}:few=0"}, "a number other than 0, not 0"),
         ({"reward": str(tuned)}, "a run of aludel sft, not of aludel reward"),
         ({"reward_fn": f"{rewards}:shares"}, "has no 'shares'"),
         ({"reward_fn": f"{rewards}:broken"}, r"rewards\.py:7: ZeroDivisionError"),
@@ -229,6 +268,8 @@ def test_mistakes(tuned, prompts, rewards, tmp_path):
             ppo(config_of(tuned, prompts, out, **changes))
     with pytest.raises(UserError, match="does not divide into 3 minibatches"):
         config_of(tuned, prompts, tmp_path, minibatches=3)
+    with pytest.raises(UserError, match="dropout must be 0 in PPO"):
+        config_of(tuned, prompts, tmp_path, dropout=0.1)
 
 
 def test_a_reward_run_with_another_tokenizer_is_refused(tuned, prompts, tmp_path):
