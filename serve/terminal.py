@@ -15,6 +15,7 @@ HELP = """\
 /save FILE        write the conversation as a record that aludel sft reads
 /params           how answers are drawn; /params temperature 0.5 changes it
 /help             this
+\\                 at the end of a line: what you say goes on with the next
 /quit             leave (as Ctrl-D does); Ctrl-C ends an answer"""
 NUMBERS = {"temperature": float, "top_p": float, "top_k": int, "max_tokens": int}
 DIM, PLAIN = "\033[2m", "\033[0m"
@@ -41,9 +42,14 @@ def chat(conversation: Conversation) -> None:
 
 
 def read(terminal: bool) -> str | None:
-    """The next line, None where there is none."""
+    """What is said next, None where there is nothing; a line that ends with a backslash goes on."""
+    lines: list[str] = []
     try:
-        return input("you: " if terminal else "").strip()
+        while True:
+            line = input(("...  " if lines else "you: ") if terminal else "")
+            if not line.endswith("\\"):
+                return "\n".join([*lines, line]).strip()
+            lines.append(line[:-1])
     except (EOFError, KeyboardInterrupt):
         if terminal:
             print()

@@ -26,7 +26,7 @@ from aludel.model import (
     pad_prompts,
 )
 from aludel.serve import Conversation, make_stream
-from aludel.serve.terminal import chat
+from aludel.serve.terminal import chat, read
 from aludel.train import OptimizerConfig
 from aludel.train.config import PretrainConfig, SftConfig
 from aludel.train.pretrain import pretrain
@@ -185,6 +185,13 @@ def test_commands(run, tmp_path, monkeypatch, capsys):
     assert saved == {
         "messages": [{"role": "user", "content": "red"}, {"role": "assistant", "content": "stop"}]
     }
+
+
+def test_a_line_that_ends_with_a_backslash_goes_on(monkeypatch):
+    typed = ["an entry\\", "\\", "a question", "alone", "never ended\\"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(typed)))
+    assert read(False) == "an entry\n\na question"
+    assert read(False) == "alone" and read(False) is None
 
 
 def test_in_a_terminal_it_shows_speed_and_leaves_with_ctrl_d(run):
