@@ -35,7 +35,7 @@ from aludel.model import (
 )
 from aludel.rlhf.iteration import Parts, make_iteration
 from aludel.rlhf.ppo import ppo_loss
-from aludel.rlhf.scorers import score_by
+from aludel.rlhf.reading import score_by
 from aludel.train import OptimizerConfig, init_state, make_optimizer
 from aludel.train.config import PpoConfig
 from aludel.train.hardware import measured_cpu_flops
@@ -85,10 +85,11 @@ def ours(epochs: int) -> Callable[[], dict[str, float]]:
             for name, model in (("policy", MODEL), ("critic", VALUE))
         }
     )
+    score = score_by(make_apply(VALUE, execution))
     parts = Parts(
         apply,
         make_sampler(MODEL, SamplingConfig(max_tokens=NEW), execution),
-        score_by(make_apply(VALUE, execution), judge),
+        lambda answers: np.asarray(score(judge, answers)),
         jax.tree.map(jnp.copy, policy),
         ppo_loss(clip=CLIP),
         optimizer,

@@ -31,8 +31,9 @@ from ..train.sft import sampler as sampler_of_answers
 from ..train.stage import Evaluator, Sampler, Stage, Stepper, Trained, run_stage
 from .iteration import Parts, make_iteration, trimmed
 from .normalise import load_reward
-from .packing import Packed, pack, unpacked
+from .packing import pack
 from .ppo import ppo_loss
+from .reading import logp_by
 from .rollouts import Rollout, answers_of, prompts_of, rollout_batch
 from .scorers import Scorer, added_up, by_function, by_run, check_same_tokenizer
 
@@ -201,14 +202,7 @@ def evaluator(trained: Trained, asked: Callable[[], bool], gold: Gold | None = N
     held = eval_prompts(stores, config.batch_length)
     places = [place for store in stores for place in store.where]
 
-    @jax.jit
-    def kl_of(reference: Any, answers: Packed) -> Array:
-        """Nats of each answer."""
-        mask = answers.rollout["loss_mask"]
-        logp = unpacked(
-            answers.rows, trained.apply(reference, answers.inputs)["logp"], mask.shape[1]
-        )
-        return jnp.where(mask > 0, answers.rollout["old_logp"] - logp, 0.0).sum(axis=1)
+    logp = logp_by(trained.apply)
 
     def evaluate(params: Any, whole: bool) -> dict:
         limit = config.eval_tokens // config.new_tokens
@@ -228,7 +222,7 @@ def evaluator(trained: Trained, asked: Callable[[], bool], gold: Gold | None = N
             packed = packed._replace(inputs=trained.place(packed.inputs))
             figures = {
                 "val_reward_mean": score(packed, questions, answers),
-                "val_kl_nats": kl_of(reference, packed),
+                "val_kl_nats": rollout["old_logp"].sum(axis=1) - logp(reference, packed),
                 "val_response_tokens_mean": rollout["length"],
                 "val_stop_rate": rollout["stopped"],
             }

@@ -11,11 +11,11 @@ from ..data.questions import Question
 from ..model import MeshConfig, make_apply, make_mesh
 from ..train.records import read_json, write_json
 from ..train.run import PROVENANCE, Run, find_run
-from .answers import make_logp, make_scorer
 from .best_of_n import best_of_n_kl
 from .examine import Examined
 from .material import read_questions
 from .normalise import load_reward
+from .reading import logp_by, read, score_by
 from .recipe import Folder, Recipe, Say, examiner_of
 
 TEMPERATURES = (0.0, 0.4, 0.7, 1.0)
@@ -115,8 +115,8 @@ def kl_to_reference(folder: Folder, drawn: Examined) -> list[float]:
     run = find_run(folder.run("sft"))
     reference, _ = examiner_of(folder.run("sft"), 1)
     config = run.config()
-    logp = make_logp(make_apply(config.model, config.execution))
-    return (drawn.answers.logp - logp(reference, drawn.answers)).tolist()
+    logp = logp_by(make_apply(config.model, config.execution))
+    return (drawn.answers.logp - read(logp, reference, drawn.answers)).tolist()
 
 
 def reward_model(recipe: Recipe, folder: Folder) -> dict[str, Any]:
@@ -132,7 +132,8 @@ def reward_model(recipe: Recipe, folder: Folder) -> dict[str, Any]:
     config = run.config()
     mesh = make_mesh(MeshConfig(data=1, fsdp=-1))
     weights, _ = load_reward(run, mesh, config.execution)
-    proxy = make_scorer(make_apply(config.model, config.execution, mesh))(weights, found.answers)
+    score = score_by(make_apply(config.model, config.execution, mesh))
+    proxy = read(score, weights, found.answers)
     shape = (-1, SAMPLES)
     gold, scores = found.scores.reshape(shape), proxy.reshape(shape)
     tokens, ended = found.answers.tokens.reshape(shape), found.answers.ended.reshape(shape)

@@ -15,7 +15,8 @@ from ..errors import UserError
 from ..model import DecoderConfig, Execution, SamplingConfig, make_sampler
 from ..train.restore import load_params
 from ..train.run import Run
-from .answers import draw, make_scorer
+from .answers import draw
+from .reading import read, score_by
 
 FILE = "normalisation.json"
 PROMPTS, NEW_TOKENS = 256, 128
@@ -71,7 +72,7 @@ def normalisation(
         raise UserError(f"no prompt leaves room for {new} tokens in {length}: make context longer")
     sampling = SamplingConfig(max_tokens=new, stop=(store.template.end,))
     sample = make_sampler(policy_model, sampling, execution, mesh)
-    scores = make_scorer(apply)(params, draw(sample, policy, prompts, key))
+    scores = read(score_by(apply), params, draw(sample, policy, prompts, key))
     deviation = float(np.std(scores))
     if not deviation > 0:
         raise UserError("the reward model gives every answer the same score: nothing to normalise")

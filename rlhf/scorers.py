@@ -3,18 +3,17 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
-from jax import Array
 from jax.sharding import Mesh
 
 from ..data import Tokenizer
 from ..errors import UserError
-from ..model import Apply, Execution, make_apply
+from ..model import Execution, make_apply
 from ..train.load import described, load_function, where
 from ..train.run import Run
 from .normalise import load_reward
 from .packing import Packed
+from .reading import score_by
 
 Scorer = Callable[[Packed, Sequence[str], Sequence[str]], np.ndarray]
 """(rollouts, prompts, completions) -> float32 [B]."""
@@ -51,19 +50,8 @@ def by_run(
     where it cannot read the answers."""
     check_same_tokenizer(run, tokenizer)
     params, _ = load_reward(run, mesh, execution)
-    score = score_by(make_apply(run.config().model, execution, mesh), kept(params))
-    return lambda answers, prompts, completions: score(answers)
-
-
-def score_by(apply: Apply, params: Any) -> Callable[[Packed], np.ndarray]:
-    """The scores of a reward model's parameters, at each answer's last token."""
-
-    @jax.jit
-    def score(params: Any, answers: Packed) -> Array:
-        value = apply(params, answers.inputs, want=("value",))["value"]
-        return value.reshape(-1)[answers.rows.last]
-
-    return lambda answers: np.asarray(score(params, answers))
+    params, score = kept(params), score_by(make_apply(run.config().model, execution, mesh))
+    return lambda answers, prompts, completions: np.asarray(score(params, answers))
 
 
 def by_function(spec: str) -> Scorer:

@@ -11,8 +11,8 @@ from aludel.model import (
     make_apply,
     make_sampler,
 )
-from aludel.rlhf import answers
-from aludel.rlhf.answers import draw, make_logp
+from aludel.rlhf import answers, reading
+from aludel.rlhf.answers import draw
 
 CONFIG = DecoderConfig(
     vocab_size=31, layers=2, width=32, heads=2, context=128, embedding_init_std=1.0
@@ -42,5 +42,7 @@ def test_drawn_by_length_or_as_they_come(monkeypatch):
         np.testing.assert_array_equal(mine, other)
     np.testing.assert_allclose(by_length.logp, together.logp, atol=1e-4)
     np.testing.assert_array_equal(by_length.ended, together.ended)
-    read = make_logp(make_apply(CONFIG, Execution()))
-    np.testing.assert_allclose(read(params, by_length), by_length.logp, atol=1e-3)
+    # Packed into rows, the same policy finds the same log-probs.
+    monkeypatch.setattr(reading, "AT_ONCE", 64)
+    found = reading.read(reading.logp_by(make_apply(CONFIG, Execution())), params, by_length)
+    np.testing.assert_allclose(found, by_length.logp, atol=1e-3)

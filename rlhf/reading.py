@@ -1,0 +1,76 @@
+"""What a network says of whole answers: a score or a log-prob of each, read in packed rows."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ..model import Apply
+from .answers import MULTIPLE, Answers
+from .packing import Packed, pack, unpacked
+from .rollouts import Rollout
+
+AT_ONCE = 256  # answers
+ROW = 256  # tokens of a row, at least
+
+Read = Callable[[Any, Packed], Array]
+"""(params, answers) -> f32[B]."""
+
+
+def score_by(apply: Apply) -> Read:
+    """The value at each answer's last token, jitted."""
+
+    @jax.jit
+    def score(params: Any, answers: Packed) -> Array:
+        value = apply(params, answers.inputs, want=("value",))["value"]
+        return value.reshape(-1)[answers.rows.last]
+
+    return score
+
+
+def logp_by(apply: Apply) -> Read:
+    """The log-prob of each whole answer at its temperature, jitted."""
+
+    @jax.jit
+    def logp(params: Any, answers: Packed) -> Array:
+        mask = answers.rollout["loss_mask"]
+        each = unpacked(answers.rows, apply(params, answers.inputs)["logp"], mask.shape[1])
+        return jnp.where(mask > 0, each, 0.0).sum(axis=1)
+
+    return logp
+
+
+def read(function: Read, params: Any, answers: Answers) -> np.ndarray:
+    """f32[n] of answers as they were drawn; log-probs at temperature 1."""
+    count = len(answers.ids)
+    longest = max(len(p) + len(a) for p, a in zip(answers.prompts, answers.ids, strict=True))
+    width = -(-longest // MULTIPLE) * MULTIPLE
+    out = np.zeros(count, np.float32)
+    for begin in range(0, count, AT_ONCE):
+        chosen = np.arange(begin, begin + AT_ONCE) % count  # one shape: some come again
+        packed = pack(rollout_of(answers, chosen, width), max(ROW, width), key=begin)
+        found = np.asarray(function(params, packed))
+        here = chosen[: count - begin]
+        out[here] = found[: len(here)]
+    return out
+
+
+def rollout_of(answers: Answers, chosen: np.ndarray, width: int) -> Rollout:
+    """Answers of these numbers as `rollout_batch` gives them, in `width` tokens, with what `pack`
+    needs of it."""
+    tokens, real, answer = np.zeros((3, len(chosen), width), np.int32)
+    for row, number in enumerate(chosen):
+        prompt, ids = answers.prompts[number], answers.ids[number]
+        end = len(prompt) + len(ids)
+        tokens[row, : len(prompt)], tokens[row, len(prompt) : end] = prompt, ids
+        real[row, :end], answer[row, len(prompt) : end] = 1, 1
+    return {
+        "tokens": jnp.asarray(tokens[:, :-1]),
+        "targets": jnp.asarray(tokens[:, 1:]),
+        "segment_ids": jnp.asarray(real[:, :-1]),
+        "loss_mask": jnp.asarray(answer[:, 1:], jnp.float32),
+        "temperature": jnp.ones(len(chosen)),
+    }
