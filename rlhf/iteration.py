@@ -123,10 +123,11 @@ def make_iteration(
         scores = jnp.asarray(parts.score(answers))
         more = (answers, referred(parts.reference, answers), scores, beta)
         jax.block_until_ready(more)
+        clock.lap("score")
+
         turns = orders(config, len(answers.inputs["tokens"]), stream(key, "order"), number)
         metrics = []
         if undivided:
-            clock.lap("score")
             state, figures, found = first(state, *more)
             metrics.append(figures)
             turns = turns[1:]
@@ -134,8 +135,6 @@ def make_iteration(
             found = judged(state.params, *more)
         mask = rollout["loss_mask"]
         check_first(found.logp, rollout["old_logp"], found.advantages, mask, parts.dtype)
-        if not undivided:
-            clock.lap("score")
         batch = found.batch
         if parts.text:
             batch["ptx"] = parts.place(spread(parts.text(number), len(batch["tokens"])))

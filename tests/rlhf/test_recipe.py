@@ -133,7 +133,7 @@ def test_every_stage_goes_on_from_the_one_before(tmp_path):
     configs = configs_of(replace(named("recipe"), out=str(tmp_path), seed=7))
     assert configs["sft"].init == configs["pretrain"].out
     assert configs["reward"].init == configs["ppo"].init == configs["sft"].out
-    assert configs["ppo"].reward == configs["reward"].out
+    assert configs["ppo"].reward == (configs["reward"].out,)
     assert {config.seed for config in configs.values()} == {7}
     assert not any(map(finished, configs.values()))
 
