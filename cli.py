@@ -161,7 +161,7 @@ MODULE_OF = {
 }
 FLAGS_OF = {
     "reward": "--init RUN [--data pairs:PATH]",
-    "ppo": "--init RUN --reward RUN | --reward-fn FILE.py:NAME [--data chat:PATH]",
+    "ppo": "--init RUN --reward RUN[=WEIGHT] --reward-fn FILE.py:NAME[=WEIGHT] [--data chat:PATH]",
     "pretrain": "[--data SOURCE]",
     "sft": "--init RUN [--data chat:PATH]",
 }

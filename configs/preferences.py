@@ -12,8 +12,8 @@ CONFIGS = {
         eval_every=50,
     ),
     # Ouyang et al. 2022, appendix C.2: one epoch, 9e-6 falling as a cosine to a tenth, 64 prompts
-    # a batch with 4 to 9 ranked completions each; a row holds two where they are half as long as
-    # they may be.
+    # a batch with 4 to 9 ranked completions each; about two share a row, which is as long as the
+    # longest.
     "reward": RewardConfig(
         batch=32,
         optimizer=OptimizerConfig(learning_rate=9e-6, schedule="cosine", final=0.1),

@@ -90,6 +90,7 @@ GPU = dataclasses.replace(
         LAPTOP.ppo,
         steps=200,
         batch=256,
+        minibatches=2,
         optimizer=dataclasses.replace(LAPTOP.ppo.optimizer, learning_rate=2e-5),
         critic_learning_rate=5e-5,
     ),

@@ -19,6 +19,7 @@ from .template import Template
 from .tokenizer import Tokenizer
 
 MISSING = -1
+MULTIPLE = 32  # of tokens in a row: the same programs serve data of nearly one length
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +56,11 @@ class ComparisonStore:
         lengths = [list(map(len, several)) for several in self.ids]
         about = json.dumps([lengths, self.ranks, self.margins])
         return hashlib.sha256(self.tokens.tobytes() + about.encode()).hexdigest()
+
+    def room(self, length: int) -> int:
+        """Tokens of a row that any of them fits, in at most `length` tokens a completion."""
+        longest = max(sum(map(len, several)) for several in self.fitted(length)[0].ids)
+        return -(-longest // MULTIPLE) * MULTIPLE
 
     def fitted(self, length: int) -> tuple["ComparisonStore", int]:
         """(the same in at most `length` tokens a completion, how many comparisons were cut)."""
@@ -115,17 +121,17 @@ def _tokenised(found: list[Comparison], template: Template) -> ComparisonStore:
 class ComparisonRows:
     """The rows of one store for completions of `length` tokens, as `PackedRows` has those of text.
 
-    A row has room for one comparison at its longest, L = most x length tokens, and holds as many
-    whole ones as fit, of their completions none that sees another: `tokens`, `positions` and
-    `segment_ids` i32[L], and of its C comparisons of K completions `last` i32[C, K], where in the
-    row each ends, `ranks` i32[C, K], MISSING where there is none, and `margins` f32[C, K, K].
+    A row of L = `room` tokens holds as many whole comparisons as fit, of their completions none
+    that sees another: `tokens`, `positions` and `segment_ids` i32[L], and of its C comparisons of
+    K = `most` completions `last` i32[C, K], where in the row each ends, `ranks` i32[C, K], MISSING
+    where there is none, and `margins` f32[C, K, K].
     """
 
-    def __init__(self, store: ComparisonStore, length: int, most: int, key: int):
+    def __init__(self, store: ComparisonStore, length: int, most: int, room: int, key: int):
         self._store, self.cut = store.fitted(length)
-        self._length, self._most = most * length, most
+        self._length, self._most = room, most
         lengths = np.array([sum(map(len, several)) for several in self._store.ids])
-        self._pieces, self._starts = best_fit(lengths, self._length, key)
+        self._pieces, self._starts = best_fit(lengths, room, key)
         self.count = len(self._starts) - 1
         self.together = int(np.diff(self._starts).max())
         """The most comparisons in a row."""
@@ -168,8 +174,8 @@ class ComparisonRows:
 class ComparisonEvalBatches:
     """Every comparison of a store once, in packed rows; the last batch is padded."""
 
-    def __init__(self, store: ComparisonStore, rows: int, length: int, most: int):
-        self._packed = ComparisonRows(store, length, most, derive_key("evaluation"))
+    def __init__(self, store: ComparisonStore, rows: int, length: int, most: int, room: int):
+        self._packed = ComparisonRows(store, length, most, room, derive_key("evaluation"))
         self._rows = rows
 
     def __len__(self) -> int:

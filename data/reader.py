@@ -28,8 +28,9 @@ def packed_rows(
     """
     if isinstance(stores[0], ComparisonStore):
         most = max(store.most for store in stores)
+        room = max(store.room(length) for store in stores)
         compared = [
-            ComparisonRows(store, length, most, derive_key("documents", seed, number))
+            ComparisonRows(store, length, most, room, derive_key("documents", seed, number))
             for number, store in enumerate(stores)
         ]
         together = max(rows.together for rows in compared)

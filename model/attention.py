@@ -1,7 +1,5 @@
 """One attention function, and the table that picks its kernel aloud."""
 
-import functools
-import sys
 from collections.abc import Callable
 
 import jax
@@ -9,6 +7,7 @@ from jax import Array
 
 from ..errors import UserError
 from .kernels import blocked_attention, cudnn_attention, fused, fused_attention, plain_attention
+from .kernels.choosing import say
 from .kernels.cudnn import LONGEST_WITH_SEGMENTS
 
 KERNELS = {
@@ -96,11 +95,6 @@ def compute_capability() -> float:
         return 0.0
 
 
-@functools.cache
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 def attention(
     query: Array,
     key: Array,
@@ -124,5 +118,5 @@ def attention(
         devices,
     )
     if kernel == "auto":
-        _say(f"attention: {name} ({reason})")
+        say(f"attention: {name} ({reason})")
     return KERNELS[name](query, key, value, segment_ids, window)

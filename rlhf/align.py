@@ -79,7 +79,10 @@ def begin(config: PpoConfig, mesh: Mesh, key: Array) -> tuple[Any, str]:
     as the policy with a head of zeros."""
     policy, parent = begin_from(config, mesh, key)
     if config.reward:
-        critic, _ = load_reward(find_run(weighted(config.reward[0])[0]), mesh, config.execution)
+        path, weight = weighted(config.reward[0])
+        critic, _ = load_reward(find_run(path), mesh, config.execution)
+        head = jax.tree.map(lambda x: weight * x, critic["scalar_head"])
+        critic = {**critic, "scalar_head": head}
     else:
         zeros = {"kernel": jnp.zeros(config.model.width), "bias": jnp.zeros(())}
         critic = {**jax.tree.map(jnp.copy, policy), "scalar_head": zeros}
@@ -232,7 +235,7 @@ def evaluator(trained: Trained, asked: Callable[[], bool], gold: Gold | None = N
                 figures["gold_mean"] = np.array(list(map(gold, where, answers, ended)))
             if not shown:
                 scores = figures["val_reward_mean"].tolist()
-                said = list(zip(questions, answers, scores, strict=True))[:SHOWN]
+                said = list(zip(questions, answers, scores, strict=True))[: min(SHOWN, count)]
                 shown = [{"prompt": q, "text": f"\n{a}", "score": s} for q, a, s in said]
             for name, values in figures.items():
                 found.setdefault(name, []).append(np.asarray(values)[: count - begin])

@@ -38,14 +38,13 @@ def draw(
     count, lengths = len(prompts), np.array([len(one) for one in prompts])
     several = count >= MANY * ROWS
     order = np.argsort(lengths, kind="stable") if several else np.arange(count)
-    multiple = 2 * MULTIPLE if several else MULTIPLE
+    most, multiple = -(-lengths.max() // MULTIPLE) * MULTIPLE, 2 * MULTIPLE
     ids: list[np.ndarray] = [np.zeros(0, np.int32)] * count
     logp, ended = np.zeros(count, np.float32), np.zeros(count, bool)
     for begin in range(0, count, ROWS):
         here = order[begin : begin + ROWS]
         filled = np.resize(here, ROWS)  # one shape is compiled for all of one width
-        longest = lengths[here if several else order].max()
-        width = -(-longest // multiple) * multiple
+        width = min(-(-lengths[here].max() // multiple) * multiple, most) if several else most
         padded = pad_prompts([prompts[number] for number in filled], width)
         drawn = jax.device_get(sample(params, *padded, jax.random.fold_in(key, begin)))
         for row, number in enumerate(here):

@@ -30,10 +30,9 @@ def make_first_update(
     optimizer: optax.GradientTransformation,
     guard: GuardConfig | None,
     shardings: TrainState | None,
-    allowed: Callable[[Experienced], Array],
 ) -> Update:
     """`update(state, answers, ref_logp, scores, beta) -> (state, metrics, experienced)`, jitted;
-    `state` is donated, and stays as it is where what was experienced is not allowed.
+    `state` is donated.
 
     experienced: (what the networks said, the other arguments) -> the batch of the update.
     """
@@ -52,7 +51,7 @@ def make_first_update(
         (value, (terms, found)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
         if shardings is not None:
             grads = jax.lax.with_sharding_constraint(grads, shardings.params)
-        state, metrics = advance(state, value, grads, allowed(found))
+        state, metrics = advance(state, value, grads)
         return state, {name: mean(term) for name, term in terms.items()} | metrics, found
 
     if shardings is None:

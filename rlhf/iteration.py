@@ -18,7 +18,7 @@ from .experience import Experienced, experience
 from .first_update import make_first_update, read_answers
 from .kl import adapted
 from .packing import Packed, pack, packed, unpacked
-from .ppo import BOUNDS, apart, check_first
+from .ppo import apart, check_first
 from .rollouts import rollout_batch
 
 BY_TOKEN = ("old_logp", "old_values", "returns", "advantages")
@@ -58,8 +58,8 @@ def make_iteration(
     config: PpoConfig, parts: Parts
 ) -> Callable[[Any, int, dict, Array], tuple[Any, dict]]:
     """`iterate(state, number, prompts, key) -> (state, metrics)`; prompts as `PromptRows` gives
-    them, number: of the iteration. Before the first update it is asserted that the log-probs of the
-    update are those of the sampling (see `check_first`)."""
+    them, number: of the iteration. It is asserted that the log-probs which the first update starts
+    from are those of the sampling (see `check_first`); where they are not, no state is given."""
     apply, loss = parts.apply, parts.loss
     undivided = config.minibatches == config.accumulation == 1 and not parts.text
     unit = config.minibatches * config.accumulation * parts.devices
@@ -90,19 +90,14 @@ def make_iteration(
         by_token = {name: packed(rows, batch[name]) for name in BY_TOKEN}
         logp = unpacked(rows, read["policy"]["logp"], width)
         mask = rollout["loss_mask"]
-        figures["logp_apart"] = apart(logp, rollout["old_logp"], mask)[0]
+        figures["logp_apart_nats"] = apart(logp, rollout["old_logp"], mask)[0]
         return Experienced({**inputs, **by_token}, logp, batch["advantages"], figures)
 
     @jax.jit
     def judged(params: dict, answers: Packed, *more: Any) -> Experienced:
         return experienced(read_answers(apply, params, answers.inputs), answers, *more)
 
-    def allowed(found: Experienced) -> Array:
-        return found.figures["logp_apart"] <= BOUNDS[parts.dtype][0]
-
-    first = make_first_update(
-        loss, apply, experienced, parts.optimizer, allowed=allowed, **settings
-    )
+    first = make_first_update(loss, apply, experienced, parts.optimizer, **settings)
 
     @jax.jit
     def chosen_rows(batch: dict, chosen: Array) -> dict:

@@ -103,7 +103,8 @@ def check_first(
     """Before a batch's first update, over all of it: the log-probs are the sampler's, so the ratio
     is 1, approximate KL and clip fraction are 0, and the loss of whitened advantages is about 0.
 
-    All [B, T]. dtype: that the policy computes in, for BOUNDS. Raises BrokenInvariantError:
+    All [B, T]. dtype: that the policy computes in, for BOUNDS; in bfloat16 the log-probs alone are
+    held to it. Raises BrokenInvariantError:
     temperature, dropout, padding or keys differ between sampling and training.
     """
     bounds = BOUNDS[dtype]

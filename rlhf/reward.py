@@ -35,6 +35,7 @@ def evaluator(trained: Trained, asked: Callable[[], bool]) -> Evaluator:
     """How the scores of the held-out comparisons agree with their labels (see `quality`)."""
     config, stores, apply = trained.config, trained.corpus.validation, trained.apply
     most = max(store.most for store in stores)
+    room = max(store.room(config.row_length) for store in stores)
     rows = config.batch // config.accumulation
 
     @jax.jit
@@ -44,9 +45,9 @@ def evaluator(trained: Trained, asked: Callable[[], bool]) -> Evaluator:
     def evaluate(params: Any, whole: bool) -> dict:
         found = []
         for store in stores:
-            batches = ComparisonEvalBatches(store, rows, config.row_length, most)
+            batches = ComparisonEvalBatches(store, rows, config.row_length, most, room)
             limit = 0 if whole else config.eval_tokens // len(stores)
-            chosen = spread(len(batches), limit, rows * most * config.row_length)
+            chosen = spread(len(batches), limit, rows * room)
 
             def both(i: int, batches=batches, chosen=chosen) -> tuple[dict, Any]:
                 batch = batches.batch(chosen[i])

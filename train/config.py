@@ -227,8 +227,7 @@ class SftConfig(FineTuneConfig):
 class RewardConfig(FineTuneConfig):
     """Everything that a reward model depends on. Impossible values raise `UserError`.
 
-    A row has room for one comparison at its longest, `completions` answers of `context` tokens, and
-    holds as many whole ones as fit.
+    A row has room for the longest comparison there is, and holds as many whole ones as fit.
     """
 
     epochs: float = 1.0
@@ -236,6 +235,8 @@ class RewardConfig(FineTuneConfig):
     al. 2022)."""
     completions: Annotated[int, tyro.conf.Fixed] = 2
     """The most that one comparison holds: filled in when the run begins."""
+    compared_tokens: Annotated[int, tyro.conf.Fixed] = 0
+    """Tokens of a row: filled in when the run begins."""
 
     @property
     def scores(self) -> bool:
@@ -245,7 +246,7 @@ class RewardConfig(FineTuneConfig):
     @property
     def tokens_per_step(self) -> int:
         """Tokens read in one step, padding among them."""
-        return self.batch * self.completions * self.row_length
+        return self.batch * (self.compared_tokens or self.completions * self.row_length)
 
     @property
     def flops_per_token(self) -> float:
@@ -262,7 +263,7 @@ class PpoConfig(FineTuneConfig):
 
     reward: tuple[str, ...] = ()
     """Runs of aludel reward that score; =WEIGHT may follow: scores are added up. The first one's
-    parameters are where the critic begins."""
+    parameters, times its weight, are where the critic begins."""
     reward_fn: tuple[str, ...] = ()
     """Functions of your own that score, FILE.py:NAME: (prompts, completions) -> floats; =WEIGHT
     may follow."""
@@ -313,6 +314,9 @@ class PpoConfig(FineTuneConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("reward", "reward_fn", "ptx_data"):
+            if isinstance(getattr(self, name), str):
+                raise UserError(f"{name} must be a tuple of names, not {getattr(self, name)!r}")
         for name in ("new_tokens", "passes", "minibatches", "ptx_rows", "kl_horizon"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -407,6 +411,7 @@ FREE_TO_CHANGE = (
     "steps",
     "epochs",
     "completions",
+    "compared_tokens",
     "accumulation",
     "mesh",
     "execution",
@@ -487,6 +492,10 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     origin = typing.get_origin(hint)
     if origin is tuple and isinstance(value, list):
         return tuple(value)
+    if origin is tuple and isinstance(value, str):  # a single one, as it was once written
+        return (value,) if value else ()
+    if origin is tuple:
+        raise UserError(f"{where} must be a list, not {value!r}")
     if origin is Literal:
         allowed: tuple = typing.get_args(hint)
     elif origin in (types.UnionType, typing.Union):

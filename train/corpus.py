@@ -223,11 +223,13 @@ def open_prompts(config: PpoConfig, tokenizer: Tokenizer, say: Callable[[str], N
 
 
 def with_completions(config: StageConfig, corpus: Corpus) -> StageConfig:
-    """The settings with the number of completions that a comparison holds at most."""
+    """The settings with the number of completions that a comparison holds at most, and the tokens
+    of the rows that they are packed into."""
     if not isinstance(config, RewardConfig):
         return config
     most = max(store.most for store in corpus.train)
-    return dataclasses.replace(config, completions=most)
+    room = max(store.room(config.row_length) for store in corpus.train)
+    return dataclasses.replace(config, completions=most, compared_tokens=room)
 
 
 def unique(names: list[str]) -> tuple[str, ...]:

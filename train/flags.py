@@ -16,9 +16,10 @@ from ..errors import UserError
 from .config import flatten, to_json
 
 Config = TypeVar("Config")
-REPEATABLE = ("--data", "--prompts")
+REPEATABLE = ("--data", "--prompts", "--ptx-data", "--reward", "--reward-fn")
 HELP = ("-h", "--help")
-ABOUT = """Any setting is a flag under its dotted name; --data and --prompts may be repeated.
+ABOUT = """Any setting is a flag under its dotted name; those that take several values, such as
+--data, may be repeated.
 --dry-run prints what would be trained, its memory and the time it would take."""
 
 

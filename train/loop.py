@@ -182,11 +182,12 @@ def _save(
 def _catch_up(state: Any, begin: int, plan: Plan, journal: Journal, samples: Lines) -> None:
     """What was due at the step that the run was stopped at, and left for now."""
     line = next((one for one in journal.lines.read() if one["step"] == begin), {})
+    written = [one for one in samples.read() if one["step"] == begin and "score" not in one]
     if begin and due(begin, plan.eval_every, plan.steps) and not validated(line):
         figures = without_samples(plan.evaluate(state, begin == plan.steps), begin, samples)
         journal.lines.amend(begin, figures)
     if begin and plan.sample and due(begin, plan.sample_every, plan.steps):
-        if not any(one["step"] == begin for one in samples.read()):
+        if not written:
             _sample(state, begin, plan, journal, samples)
 
 

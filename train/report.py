@@ -167,7 +167,7 @@ def _samples(samples: Sequence[dict]) -> str:
 
 def _sample(sample: dict) -> str:
     text = f"<b>{escape(sample['prompt'])}</b>{escape(sample['text'])}"
-    score = f" · score {sample['score']:.2f}" if "score" in sample else ""
+    score = "" if sample.get("score") is None else f" · score {sample['score']:.2f}"
     return (
         f'<div class="sample"><span class="step">step {sample["step"]:,}{score}</span>'
         f"<pre>{text}</pre></div>"

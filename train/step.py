@@ -238,13 +238,11 @@ def make_step(
 def make_advance(
     optimizer: optax.GradientTransformation, guard: GuardConfig | None = GUARD
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-    """`advance(state, value, grads, allowed=True) -> (state, metrics)`, to be called under jit: the
-    state after a step of these gradients of an objective f32[], unless the guard refuses it or it
-    is not allowed, bool[]. Metrics are `loss`, `grad_norm`, `skipped` and `learning_rate`."""
+    """`advance(state, value, grads) -> (state, metrics)`, to be called under jit: the state after a
+    step of these gradients of an objective f32[], unless the guard refuses it. Metrics are `loss`,
+    `grad_norm`, `skipped` and `learning_rate`."""
 
-    def advance(
-        state: TrainState, value: Array, grads: Any, allowed: Array | bool = True
-    ) -> tuple[TrainState, Metrics]:
+    def advance(state: TrainState, value: Array, grads: Any) -> tuple[TrainState, Metrics]:
         norm = optax.tree.norm(grads)
 
         def move(params: Any, opt_state: Any) -> tuple[Any, Any]:
@@ -252,13 +250,10 @@ def make_advance(
             return optax.apply_updates(params, updates), opt_state
 
         params, opt_state, remembered = state.params, state.opt_state, state.guard
-        accept = allowed
-        if guard is not None:
-            accept, remembered = judge(guard, remembered, value, norm)
-            accept &= allowed
-        if accept is True:
+        if guard is None:
             params, opt_state = move(params, opt_state)
         else:
+            accept, remembered = judge(guard, remembered, value, norm)
             # A branch and not a selection of arrays: that would hold old and new state at once,
             # at 2.5 times the time of the update on a CPU.
             params, opt_state = jax.lax.cond(accept, move, lambda *old: old, params, opt_state)

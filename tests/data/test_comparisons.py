@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from aludel.data import (
+    ComparisonEvalBatches,
     Template,
     TrainBatches,
     build_comparisons,
@@ -174,7 +175,7 @@ def test_rows_hold_each_comparison_once_an_epoch(tmp_path, tokenizer):
     template = store.template
     batches = TrainBatches([store], [1], 1, 24, seed=0)
     assert 10 < batches.rows_per_epoch < 60
-    seen, tokens, room = [], 0, 24 * store.most
+    seen, tokens, room = [], 0, store.room(24)
     for number in range(batches.rows_per_epoch):
         row = {name: array[0] for name, array in batches.batch(number).items()}
         assert row["tokens"].shape == (room,)
@@ -202,6 +203,42 @@ def test_rows_hold_each_comparison_once_an_epoch(tmp_path, tokenizer):
         for one in made
     ]
     assert sorted(seen) == sorted(expected)
+
+
+def test_stores_of_unlike_comparisons_share_a_batch(tmp_path, tokenizer):
+    """Short ones, many to a row, beside long ones with margins; the last batch of a validation is
+    padded with rows that hold nothing."""
+    short = [{"prompt": "q", "chosen": "a", "rejected": "b" * n} for n in (1, 2, 3) * 20]
+    margins = [[0.0, 0.5, 2.0], [0.0, 0.0, 1.5], [0.0, 0.0, 0.0]]
+    long = [
+        {"prompt": "q" * 9, "completions": ["x" * 9, "y" * 8, f"{n:05}"], "ranks": [0, 1, 2]}
+        | {"margins": margins}
+        for n in range(30)
+    ]
+    stores = [
+        build_comparisons(
+            parse_source("pairs:" + write(tmp_path / f"{name}.jsonl", records)), "all", tokenizer
+        )
+        for name, records in (("short", short), ("long", long))
+    ]
+    room = max(store.room(24) for store in stores)
+    assert room % 32 == 0 and room >= 3 * 20
+    batch = TrainBatches(stores, [1, 1], 8, 24, seed=0).batch(0)
+    assert batch["tokens"].shape == (8, room) and batch["ranks"].shape[2] == 3
+    assert batch["margins"].shape == (*batch["ranks"].shape, 3)
+    seen = [0, 0]
+    for row, place in zip(*np.nonzero(batch["ranks"][..., 0] >= 0), strict=True):
+        three = bool(batch["ranks"][row, place, 2] >= 0)
+        assert three == bool(batch["source"][row])
+        seen[three] += 1
+        expected = np.float32(margins) if three else np.zeros((3, 3))
+        np.testing.assert_array_equal(batch["margins"][row, place], expected)
+    assert seen[0] > 2 * seen[1] > 0
+    held = ComparisonEvalBatches(stores[0], 4, 24, 3, room)
+    found = [held.batch(number) for number in range(len(held))]
+    assert sum((one["ranks"][..., 0] >= 0).sum() for one in found) == 60
+    assert {one["tokens"].shape for one in found} == {(4, room)}
+    assert not found[-1]["segment_ids"][-1].any() and (found[-1]["ranks"][-1] == -1).all()
 
 
 def test_the_split_and_the_digest(tmp_path, tokenizer):

@@ -7,7 +7,7 @@ import pytest
 
 from aludel.errors import UserError
 from aludel.model import DecoderConfig, Execution, init_params, make_apply
-from aludel.model.kernels import products
+from aludel.model.kernels import choosing, products
 
 compiled = pytest.mark.skipif(products.obstacle() is not None, reason=str(products.obstacle()))
 
@@ -64,9 +64,11 @@ def test_the_choice_says_why(monkeypatch):
 
 def test_without_a_compiler_xla_does_it(monkeypatch, capfd):
     monkeypatch.setattr(products, "obstacle", lambda: "there is no C++ compiler")
-    products.gradient_by.cache_clear()
+    monkeypatch.setattr(products, "transposed_product", None)  # a call would fail
+    choosing.say.cache_clear()
     x, y = normal(0, 300, 5), normal(1, 300, 7)
     found = products.gradient_by("auto", 1)(x, y)
     np.testing.assert_allclose(found, np.asarray(x).T @ np.asarray(y), atol=1e-4)
+    assert "gradients: xla (native ones are faster, but there is no C++" in capfd.readouterr().err
     with pytest.raises(UserError, match="no C\\+\\+ compiler"):
         products.gradient_by("native", 1)(x, y)

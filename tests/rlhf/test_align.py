@@ -112,7 +112,8 @@ def test_the_score_rises(tuned, prompts, rewards, tmp_path):
     assert texts[0].startswith("say\n")
 
 
-def test_it_goes_on_exactly_where_it_was(tuned, prompts, rewards, tmp_path):
+@pytest.mark.parametrize("divided", [True, False])
+def test_it_goes_on_exactly_where_it_was(tuned, prompts, rewards, tmp_path, divided):
     text = tmp_path / "text.txt"
     text.write_text("yes no " * 300)
     whole = config_of(tuned, prompts, tmp_path / "whole", reward_fn=f"{rewards}:share_of_y")
@@ -124,6 +125,8 @@ def test_it_goes_on_exactly_where_it_was(tuned, prompts, rewards, tmp_path):
         ptx=0.5,
         ptx_data=(f"text:{text}",),
     )
+    if not divided:
+        whole = dataclasses.replace(whole, minibatches=1, ptx=0.0, ptx_data=())
     ppo(whole)
     parts = dataclasses.replace(whole, out=str(tmp_path / "parts"))
     with pytest.MonkeyPatch.context() as patch:
@@ -174,13 +177,20 @@ def test_with_a_reward_run(tuned, prompts, tmp_path):
             **QUIET,
         )
     )
-    config = config_of(tuned, prompts, tmp_path / "run", reward=str(judge), steps=2)
+    config = config_of(
+        tuned, prompts, tmp_path / "run", reward=str(judge), steps=2, minibatches=1, ema=0.5
+    )
     run = ppo(config)
     stored = json.loads((run / "config.json").read_text())
     assert stored["critic"]["scalar_head"] and stored["stage"] == "ppo"
     lines = [line for line in lines_of(run) if "reward_mean" in line]
     # Normalised on this policy's answers (to other prompts): neither far from 0 nor all the same.
     assert len(lines) == 2 and abs(lines[0]["reward_mean"]) < 2
+    # Turned round by its weight, and so is the critic that begins as it: the same error at first.
+    turned = ppo(dataclasses.replace(config, reward=(f"{judge}=-1",), out=str(tmp_path / "minus")))
+    first = next(line for line in lines_of(turned) if "reward_mean" in line)
+    assert first["reward_mean"] == pytest.approx(-lines[0]["reward_mean"], abs=1e-5)
+    assert first["value"] == pytest.approx(lines[0]["value"], rel=0.2)
     # The policy of the first checkpoint differs from the run that it began with.
     mesh = make_mesh(MeshConfig(data=1, fsdp=1, tensor=1))
     after, _ = load_params(Run(run), mesh, Execution())

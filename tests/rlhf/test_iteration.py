@@ -86,53 +86,15 @@ def test_read_once_or_twice(passes):
         np.testing.assert_allclose(a, b, atol=3e-5)
     for mine, other in zip(figures, expected, strict=True):
         assert set(mine) == set(other)
-        for name in set(mine) - {"samples_per_second", "logp_apart"}:
+        for name in set(mine) - {"samples_per_second", "logp_apart_nats"}:
             assert mine[name] == pytest.approx(other[name], abs=2e-4, rel=2e-3), name
-    assert all(one["logp_apart"] < 1e-4 for one in figures)
+    assert all(one["logp_apart_nats"] < 1e-4 for one in figures)
     # It does learn: the policy leaves its reference, and the ratio 1 behind the first pass.
     assert abs(figures[0]["kl_nats"]) < 1e-4 < abs(figures[2]["kl_nats"])
     assert (figures[1]["approximate_kl"] > 1e-6) == (passes == 2)
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_nothing_is_learnt_from_what_was_not_sampled(accumulation):
+def test_what_was_not_sampled_so_ends_the_run(accumulation):
     with pytest.raises(BrokenInvariantError, match="temperature"):
         run(temperature=1.0, accumulation=accumulation)
-
-
-def test_a_refused_update_leaves_the_state():
-    from aludel.rlhf.experience import Experienced
-    from aludel.rlhf.first_update import make_first_update
-    from aludel.rlhf.packing import pack
-    from aludel.rlhf.rollouts import rollout_batch
-
-    parts, state = parts_of()
-    prompts = prompts_of(0)
-    samples = parts.sample(
-        state.params["policy"], prompts["tokens"], prompts["mask"], jax.random.key(0)
-    )
-    answers = pack(rollout_batch(prompts["tokens"], prompts["mask"], samples, 0.8), 48)
-
-    def experienced(read, answers):
-        ones = jnp.ones_like(answers.inputs["loss_mask"])
-        names = ("old_logp", "old_values", "returns", "advantages")
-        return Experienced(answers.inputs | dict.fromkeys(names, ones), ones, ones, {})
-
-    moved = {}
-    for allowed in (False, True):
-        update = make_first_update(
-            parts.loss,
-            parts.apply,
-            experienced,
-            parts.optimizer,
-            parts.guard,
-            None,
-            allowed=lambda found, allowed=allowed: jnp.asarray(allowed),
-        )
-        before = jax.tree.map(np.array, state.params)
-        after, _, _ = update(jax.tree.map(jnp.copy, state), answers)
-        moved[allowed] = max(
-            np.abs(a - b).max()
-            for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after.params), strict=True)
-        )
-    assert moved[False] == 0 and moved[True] > 1e-4

@@ -166,3 +166,25 @@ def test_shakespeare_configs_have_one_budget():
     for name in ("steps", "batch"):
         assert getattr(old, name) == getattr(new, name)
     assert old.model.context == new.model.context == 64
+
+
+def test_one_name_stands_for_a_list_of_it():
+    """As runs of earlier versions have it; in Python it is a mistake."""
+    for stored, value in (
+        ("runs/judge", ("runs/judge",)),
+        ("", ()),
+        (["a", "b=.5"], ("a", "b=.5")),
+    ):
+        assert from_json(PpoConfig, {"reward": stored}, "config.json").reward == value
+    with pytest.raises(UserError, match="reward must be a list, not 3"):
+        from_json(PpoConfig, {"reward": 3}, "config.json")
+    with pytest.raises(UserError, match="reward must be a tuple of names, not 'runs/judge'"):
+        PpoConfig(reward="runs/judge")
+
+
+def test_several_rewards_are_several_flags():
+    from aludel.train.flags import parse_flags
+
+    words = ["--reward", "a=.5", "--reward", "b=-1", "--reward-fn", "f.py:one"]
+    config = parse_flags(PpoConfig(), words, "aludel ppo")
+    assert config.reward == ("a=.5", "b=-1") and config.reward_fn == ("f.py:one",)
