@@ -7,7 +7,7 @@ from jax import Array
 
 from ..errors import UserError
 from .kernels import blocked_attention, cudnn_attention, fused, fused_attention, plain_attention
-from .kernels.choosing import say
+from .kernels.choosing import say, why_not_native
 from .kernels.cudnn import LONGEST_WITH_SEGMENTS
 
 KERNELS = {
@@ -39,20 +39,6 @@ def why_not_cudnn(
     return None
 
 
-def why_not_fused(
-    backend: str, dtype: str, devices: int, library: Callable[[], str | None]
-) -> str | None:
-    """What keeps the kernel for CPUs from this attention, or None. devices: that the program may
-    be split over; library: what keeps the compiled library from this machine."""
-    if backend != "cpu":
-        return f"it is made for CPUs, and the backend is {backend}"
-    if dtype != "float32":
-        return f"it computes in float32, not {dtype}"
-    if devices > 1:
-        return f"a call into a library is not split over devices, and there are {devices}"
-    return library()
-
-
 def choose_kernel(
     requested: str,
     backend: str,
@@ -70,7 +56,7 @@ def choose_kernel(
     if requested == "cudnn" and obstacle:
         raise UserError(f"execution.attention = cudnn cannot be used: {obstacle}")
     if requested == "fused":
-        hindrance = why_not_fused(backend, dtype, devices, library)
+        hindrance = why_not_native(backend, dtype, devices, library)
         if hindrance:
             raise UserError(f"execution.attention = fused cannot be used: {hindrance}")
     if requested != "auto":
@@ -81,7 +67,7 @@ def choose_kernel(
         return "blocked", f"cudnn is faster, but {obstacle}"
     if backend == "tpu":
         return "blocked", "no TPU kernel in this version yet"
-    hindrance = why_not_fused(backend, dtype, devices, library)
+    hindrance = why_not_native(backend, dtype, devices, library)
     if hindrance is None:
         return "fused", "compiled for this processor"
     return "blocked", f"fused is faster, but {hindrance}"

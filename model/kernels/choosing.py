@@ -18,11 +18,11 @@ Obstacle = Callable[[], str | None]
 def why_not_native(backend: str, dtype: str, devices: int, obstacle: Obstacle) -> str | None:
     """What keeps native kernels from computing in `dtype` over `devices`, or None."""
     if backend != "cpu":
-        return f"they are for CPUs, and the backend is {backend}"
+        return f"only on CPUs, and the backend is {backend}"
     if dtype != "float32":
-        return f"they compute in float32, not {dtype}"
+        return f"only in float32, not {dtype}"
     if devices > 1:
-        return f"they run on one device, not on a mesh of {devices}"
+        return f"only on one device, not on a mesh of {devices}"
     return obstacle()
 
 
