@@ -69,33 +69,37 @@ LAPTOP = Recipe(
         prompts=(),
     ),
 )
+# Fourteen times the parameters; in bfloat16. Rates of Muon carry over from width to width, those
+# of AdamW fall as one over the width.
 GPU = dataclasses.replace(
     LAPTOP,
     pretrain=dataclasses.replace(
         LAPTOP.pretrain,
         model=dataclasses.replace(
-            LAPTOP.pretrain.model, layers=12, width=768, heads=12, context=512, dtype="bfloat16"
+            LAPTOP.pretrain.model, layers=8, width=512, heads=8, context=512, dtype="bfloat16"
         ),
-        data=("python-packages",),
-        tokenizer="bpe:16384",
-        steps=8000,
+        tokenizer="bpe:4096",
+        steps=1500,
         batch=64,
-        eval_every=1000,
+        eval_every=500,
+        eval_tokens=65536,
     ),
-    sft=dataclasses.replace(LAPTOP.sft, batch=64),
+    sft=dataclasses.replace(LAPTOP.sft, batch=32),
     reward=dataclasses.replace(
-        LAPTOP.reward, optimizer=dataclasses.replace(LAPTOP.reward.optimizer, learning_rate=5e-5)
+        LAPTOP.reward,
+        batch=16,
+        optimizer=dataclasses.replace(LAPTOP.reward.optimizer, learning_rate=1.5e-4),
     ),
     ppo=dataclasses.replace(
         LAPTOP.ppo,
-        steps=200,
+        steps=120,
         batch=256,
-        minibatches=2,
-        optimizer=dataclasses.replace(LAPTOP.ppo.optimizer, learning_rate=2e-5),
-        critic_learning_rate=5e-5,
+        optimizer=dataclasses.replace(LAPTOP.ppo.optimizer, learning_rate=1.2e-4),
+        critic_learning_rate=3e-4,
+        eval_tokens=16384,
     ),
     material=MaterialConfig(
-        lists=20000, restatements=6, demonstrations=40000, compared=6000, prompts=20000
+        lists=20000, restatements=6, demonstrations=40000, compared=12000, prompts=20000
     ),
 )
 CONFIGS = {"recipe": LAPTOP, "recipe-gpu": GPU}

@@ -71,11 +71,13 @@ def choose(
     hidden: Array,
     head: Array,
     keys: Array,
+    temperature: Array,
     sampling: SamplingConfig,
     cap: float | None,
     decoding: str = "xla",
 ) -> tuple[Array, Array]:
-    """(token i32[N], its log-prob f32[N]) after `hidden` [N, width], with one key [N] for each.
+    """(token i32[N], its log-prob f32[N]) after `hidden` [N, width], with one key and one
+    temperature f32[N] for each; where sampling's own is 0, they are not used.
 
     `head` [V, width]. The log-prob is that of softmax(cap(hidden @ head.T) / temperature) over
     the whole vocabulary, whatever truncation chose the token; greedy: at temperature 1.
@@ -84,7 +86,7 @@ def choose(
     if cap is not None:
         logits = cap * jnp.tanh(logits / cap)
     if sampling.temperature > 0:
-        logits = logits / sampling.temperature
+        logits = logits / temperature[:, None]
     top = logits.max(axis=-1, keepdims=True)
     weights = jnp.exp(logits - top)
     if sampling.temperature == 0:

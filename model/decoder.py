@@ -223,7 +223,9 @@ class Block(nn.Module):
     kernels: CachedKernels
 
     @nn.compact
-    def __call__(self, x: Array, layer: Array | int, cache, context: Context):
+    def __call__(
+        self, x: Array, layer: Array | int, cache, context: Context, asked: Array | None = None
+    ):
         c = self.config
 
         past = (None, None) if cache is None or cache.shifted is None else cache.shifted
@@ -240,11 +242,18 @@ class Block(nn.Module):
         mixed, cache = attend(y, context, cache)
         x = x + dropout(mixed, context.row_keys, 2 * layer + 1, c.dropout)
         y, kept_mlp = read("mlp", past[1])
+        if asked is not None:  # behind attention each token is by itself
+            x, y = tokens_at(x, asked), tokens_at(y, asked)
         y = MLP(c, self.mesh, self.kernels, name="mlp")(y)
         x = x + dropout(y, context.row_keys, 2 * layer + 2, c.dropout)
         if cache is not None and c.token_shift:
             cache = cache._replace(shifted=(kept_attention, kept_mlp))
         return constrain(x, ("batch", "length", "width"), self.mesh), cache
+
+
+def tokens_at(x: Array, asked: Array) -> Array:
+    """[*asked.shape, width]: of x [B, T, width] the tokens at these places of it flattened."""
+    return x.reshape(-1, x.shape[-1])[asked]
 
 
 class Decoder(nn.Module):
@@ -262,12 +271,15 @@ class Decoder(nn.Module):
         segment_ids: Array | None = None,
         cache: Cache | None = None,
         row_keys: Array | None = None,
+        asked: Array | None = None,
     ) -> Array | tuple[Array, Cache]:
         """Hidden states [B, T, width] after the last norm; with a cache also the new cache.
 
         tokens: i32[B, T]. positions: i32[B, T], counted from 0 where not given.
         segment_ids: i32[B, T], tokens see only their own segment (with a cache: 0 is padding,
         and they must be given). row_keys: [B] keys for dropout; None computes without noise.
+        asked: i32[b, t], places in the tokens flattened: hidden states [b, t, width] of these
+        alone, which is all that is computed behind the last attention.
         """
         c = self.config
         rows, length = tokens.shape
@@ -299,9 +311,9 @@ class Decoder(nn.Module):
             context = context._replace(same=same)
         kernels = cached_kernels("xla" if cache is None else self.execution.decoding, rows, length)
         if cache is None:
-            product = training_product(self.execution.gradients, c.dtype, self.mesh)
+            product = training_product(self.execution.products, c.dtype, self.mesh)
             kernels = kernels._replace(product=product)
-        x, layers = self._blocks(x, layers, context, kernels)
+        x, layers = self._blocks(x, layers, context, kernels, asked)
 
         x = Norm(c.norm, c.norm_eps, c.norm_affine, c.bias, name="final_norm")(x)
         if not c.tied:  # made here, used by `logprobs`
@@ -314,7 +326,9 @@ class Decoder(nn.Module):
             return x
         return x, Cache(layers, segments, cache.filled + length)
 
-    def _blocks(self, x: Array, layers, context: Context, kernels: CachedKernels):
+    def _blocks(
+        self, x: Array, layers, context: Context, kernels: CachedKernels, asked: Array | None
+    ):
         c, execution = self.config, self.execution
         block = Block
         if execution.remat != "none":
@@ -333,11 +347,12 @@ class Decoder(nn.Module):
             )
             numbers = jnp.arange(c.layers)
             blocks = scan(c, execution, self.mesh, kernels, name="blocks")
-            return blocks(x, numbers, layers, context)
+            x, layers = blocks(x, numbers, layers, context)
+            return x if asked is None else tokens_at(x, asked), layers
         written = []
         for i in range(c.layers):
             kept = None if layers is None else layers[i]
             layer = block(c, execution, self.mesh, kernels, name=f"blocks_{i}")
-            x, kept = layer(x, i, kept, context)
+            x, kept = layer(x, i, kept, context, asked if i == c.layers - 1 else None)
             written.append(kept)
         return x, None if layers is None else tuple(written)

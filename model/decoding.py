@@ -26,6 +26,7 @@ class Rows(NamedTuple):
     length: Array  # i32[B], new tokens so far
     limit: Array  # i32[B], new tokens at most
     key: Array  # [B], each row's own
+    temperature: Array  # f32[B]
     done: Array  # bool[B]
     stopped: Array  # bool[B]: ended by a stop token
 
@@ -43,11 +44,13 @@ def prefill(
     mask: Array,
     key: Array,
     limit: Array,
+    temperature: Array,
     slots: int,
 ) -> tuple[Rows, Cache]:
     """Read prompts i32[B, W] into a new cache of `slots` and draw the first token of each.
 
-    mask bool[B, W] is true on real tokens; key [B], limit i32[B] (at most sampling.max_tokens).
+    mask bool[B, W] is true on real tokens; key [B], limit i32[B] (at most sampling.max_tokens) and
+    temperature f32[B], which counts where sampling's own is not 0.
     """
     count, width = prompts.shape
     cache = make_cache(decoder.config, decoder.execution, count, slots, sampling.lookup)
@@ -58,7 +61,8 @@ def prefill(
         segment_ids=mask.astype(jnp.int32),
         cache=cache,
     )
-    token, logp = _choose(decoder, sampling, params, hidden[:, -1:], key, jnp.zeros(count))
+    first = jnp.zeros(count)
+    token, logp = _choose(decoder, sampling, params, hidden[:, -1:], key, temperature, first)
     new = sampling.max_tokens
     rows = Rows(
         text=jnp.pad(jnp.where(mask, prompts, -1), ((0, 0), (0, new))),
@@ -67,6 +71,7 @@ def prefill(
         length=jnp.zeros(count, jnp.int32),
         limit=limit,
         key=key,
+        temperature=temperature,
         done=limit < 1,
         stopped=jnp.zeros(count, bool),
     )
@@ -92,7 +97,9 @@ def step(
         segment_ids=jnp.broadcast_to(~rows.done[:, None], fed.shape).astype(jnp.int32),
         cache=cache,
     )
-    token, logp = _choose(decoder, sampling, params, hidden, rows.key, rows.length)
+    token, logp = _choose(
+        decoder, sampling, params, hidden, rows.key, rows.temperature, rows.length
+    )
     right = jnp.cumprod(fed[:, 1:] == token[:, :-1], axis=1, dtype=jnp.int32)
     taken = jnp.where(rows.done, 0, 1 + right.sum(axis=1))
     cache = rewind(cache, fed.shape[1] - taken)
@@ -105,6 +112,7 @@ def _choose(
     params: dict,
     hidden: Array,
     key: Array,
+    temperature: Array,
     first: Array,
 ) -> tuple[Array, Array]:
     """(token i32[B, T], log-prob f32[B, T]) after `hidden` [B, T, width]; the noise of a row's
@@ -114,7 +122,8 @@ def _choose(
     keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(key, numbers).reshape(-1)
     flat = hidden.reshape(count * places, -1)
     head, cap = head_of(params, decoder.config), decoder.config.logit_cap
-    token, logp = choose(flat, head, keys, sampling, cap, decoder.execution.decoding)
+    each, decoding = jnp.repeat(temperature, places), decoder.execution.decoding
+    token, logp = choose(flat, head, keys, each, sampling, cap, decoding)
     return token.reshape(count, places), logp.reshape(count, places)
 
 

@@ -20,9 +20,9 @@ class Execution:
     """The kernels of a decoding step: XLA's, or on a CPU in float32 those of `decode.cc`, which
     need a C++ compiler; auto picks, and says which."""
 
-    gradients: Literal["auto", "xla", "native"] = "auto"
-    """The kernel of weights' gradients: XLA's, or on a CPU in float32 that of `products.cc`, as
-    `decoding`."""
+    products: Literal["auto", "xla", "native"] = "auto"
+    """The kernels of the products with weights, and of their gradients: XLA's, or on a CPU in
+    float32 those of `products.cc`, as `decoding`."""
 
     @property
     def scanned(self) -> bool:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from .config import DecoderConfig
 from .decoder import Decoder
 from .execution import DEFAULT, Execution
-from .kernels import gradient_by
+from .kernels import Products, products_by
 from .logprobs import BLOCK_ELEMENTS, KEPT_ELEMENTS, token_scores
 from .sharding import RULES
 
@@ -44,10 +44,12 @@ def make_apply(
     shape, and `hidden` [rows, ..., time, width]. `batch` holds `tokens` and,
     for scores, `targets`, i32[rows, ..., time]; optional `positions`, `segment_ids`,
     `temperature` [rows] and `row` [rows], a row's number in the global batch. With a key and
-    `config.dropout`, noise is drawn for each row by `fold_in(key, row)`.
+    `config.dropout`, noise is drawn for each row by `fold_in(key, row)`. With `asked` i32[b, t],
+    places in the tokens flattened, only what comes after these tokens is computed and returned,
+    [b, t]; `targets` [b, t] and `temperature` [b] are theirs.
     """
     decoder = Decoder(config, execution, mesh)
-    gradient = gradient_by(execution.gradients, 1 if mesh is None else mesh.size)
+    products = products_by(execution.products, 1 if mesh is None else mesh.size)
     split = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in RULES["batch"])
 
     def apply(
@@ -74,13 +76,16 @@ def make_apply(
             positions=flat("positions"),
             segment_ids=flat("segment_ids"),
             row_keys=row_keys,
+            asked=batch.get("asked"),
         )
+        if batch.get("asked") is not None:
+            shape = batch["asked"].shape
         out = {"hidden": hidden.reshape(*shape, -1)} if "hidden" in want else {}
         if "value" in want:
             out["value"] = value_of(params, hidden).reshape(shape)
         asked = [name for name in want if name in SCORES]
         if asked:
-            scores = _scores(hidden, params, batch, config, "entropy" in want, split, gradient)
+            scores = _scores(hidden, params, batch, config, "entropy" in want, split, products)
             out |= {name: getattr(scores, name).reshape(shape) for name in asked}
         return out
 
@@ -104,7 +109,7 @@ def _scores(
     config: DecoderConfig,
     entropy: bool,
     split: int,
-    gradient: Callable[[Array, Array], Array],
+    products: Products,
 ):
     targets, temperature = batch["targets"].reshape(-1), batch.get("temperature")
     if temperature is not None:
@@ -119,5 +124,5 @@ def _scores(
         # The budgets are a device's, the tokens are everybody's.
         BLOCK_ELEMENTS * split,
         KEPT_ELEMENTS * split,
-        gradient,
+        products,
     )

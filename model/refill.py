@@ -63,9 +63,9 @@ def make_generator(
     ) -> tuple[Rows, Cache]:
         """Prompts [G, W], of these numbers i32[G], into the rows `at` i32[G]."""
         width, keys = prompts.shape[1], row_keys(key, numbers)
-        new, read = prefill(
-            decoder, sampling, ready(params), prompts, mask, keys, limits, width + sampling.lookup
-        )
+        about = (keys, limits, jnp.full(len(prompts), sampling.temperature))
+        slots = width + sampling.lookup
+        new, read = prefill(decoder, sampling, ready(params), prompts, mask, *about, slots)
         wider = all_rows.text.shape[1] - new.text.shape[1]
         new = new._replace(text=jnp.pad(new.text, ((0, 0), (wider, 0)), constant_values=-1))
         return _place(all_rows, new, at), _place_cache(cache, read, at)
@@ -193,6 +193,7 @@ def _idle(count: int, width: int, new: int, key: Array) -> Rows:
         length=zeros,
         limit=zeros + 0,
         key=row_keys(key, zeros),
+        temperature=jnp.ones(count),
         done=yes,
         stopped=~yes,
     )

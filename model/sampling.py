@@ -61,11 +61,13 @@ def make_sampler(
     execution: Execution = DEFAULT,
     mesh: Mesh | None = None,
 ) -> Callable[..., Samples]:
-    """`sample(params, prompts, mask, key, limits=None) -> Samples`, compiled once for each shape.
+    """`sample(params, prompts, mask, key, limits=None, temperature=None) -> Samples`, compiled once
+    for each shape.
 
     prompts i32[B, P], padded on the left, mask bool[B, P] true on real tokens, limits i32[B] the
-    most new tokens of each row (at most, and where not given, sampling.max_tokens). The noise of
-    row b at its t-th token comes from `fold_in(fold_in(key, b), t)`; give a fresh key each time.
+    most new tokens of each row (at most, and where not given, sampling.max_tokens), temperature a
+    number in place of sampling's, where that is not 0. The noise of row b at its t-th token comes
+    from `fold_in(fold_in(key, b), t)`; give a fresh key each time.
     """
     execution = for_decoding(execution, config.dtype, mesh)
     decoder = Decoder(config, execution, mesh)
@@ -73,13 +75,16 @@ def make_sampler(
     prepare, ready = weights_for(execution.decoding, config.dtype)
 
     @jax.jit
-    def run(params: dict, prompts: Array, mask: Array, key: Array, limits: Array) -> Samples:
+    def run(
+        params: dict, prompts: Array, mask: Array, key: Array, limits: Array, temperature: Array
+    ) -> Samples:
         count, width = prompts.shape
         limits = jnp.clip(limits, 0, sampling.max_tokens).astype(jnp.int32)
         keys = row_keys(key, jnp.arange(count))
         sizes = cache_sizes(width, sampling, parts)
         params = ready(params)
-        rows, cache = prefill(decoder, sampling, params, prompts, mask, keys, limits, sizes[0])
+        about = (keys, limits, jnp.full(count, temperature))
+        rows, cache = prefill(decoder, sampling, params, prompts, mask, *about, sizes[0])
         for slots in sizes:
 
             def unfinished(state: tuple[Rows, Cache], slots: int = slots) -> Array:
@@ -94,13 +99,19 @@ def make_sampler(
         return finished(rows)
 
     def sample(
-        params: dict, prompts: Array, mask: Array, key: Array, limits: Array | None = None
+        params: dict,
+        prompts: Array,
+        mask: Array,
+        key: Array,
+        limits: Array | None = None,
+        temperature: float | None = None,
     ) -> Samples:
         count, width = prompts.shape
         check_room(config, sampling, width)
         if limits is None:
             limits = jnp.full(count, sampling.max_tokens)
-        return run(prepare(params), prompts, mask, key, limits)
+        given = sampling.temperature if temperature is None else temperature
+        return run(prepare(params), prompts, mask, key, limits, jnp.float32(given))
 
     return sample
 

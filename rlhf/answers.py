@@ -9,7 +9,7 @@ from jax import Array
 
 from ..model import Samples, pad_prompts
 
-ROWS = 64  # drawn at once
+ROWS, ROWS_OF_ACCELERATOR = 64, 512  # drawn at once: a step of more costs an accelerator the same
 MULTIPLE = 32  # of tokens in a row: few lengths are compiled
 MANY = 64  # batches: then prompts of one length are drawn together, in rows of a few widths
 
@@ -34,16 +34,18 @@ class Answers(NamedTuple):
 def draw(
     sample: Callable[..., Samples], params: Any, prompts: Sequence[np.ndarray], key: Array
 ) -> Answers:
-    """One answer to each prompt, by a sampler of `model.make_sampler`, ROWS at a time."""
+    """One answer to each prompt, by a sampler of `model.make_sampler`, some rows at a
+    time."""
     count, lengths = len(prompts), np.array([len(one) for one in prompts])
+    rows = ROWS if jax.default_backend() == "cpu" else ROWS_OF_ACCELERATOR
     several = count >= MANY * ROWS
     order = np.argsort(lengths, kind="stable") if several else np.arange(count)
     most, multiple = -(-lengths.max() // MULTIPLE) * MULTIPLE, 2 * MULTIPLE
     ids: list[np.ndarray] = [np.zeros(0, np.int32)] * count
     logp, ended = np.zeros(count, np.float32), np.zeros(count, bool)
-    for begin in range(0, count, ROWS):
-        here = order[begin : begin + ROWS]
-        filled = np.resize(here, ROWS)  # one shape is compiled for all of one width
+    for begin in range(0, count, rows):
+        here = order[begin : begin + rows]
+        filled = np.resize(here, rows)  # one shape is compiled for all of one width
         width = min(-(-lengths[here].max() // multiple) * multiple, most) if several else most
         padded = pad_prompts([prompts[number] for number in filled], width)
         drawn = jax.device_get(sample(params, *padded, jax.random.fold_in(key, begin)))

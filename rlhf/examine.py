@@ -1,8 +1,8 @@
 """What the gold judge says of a policy's answers."""
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -71,8 +71,12 @@ class Examiner:
     ) -> Examined:
         """One answer to each question, at a temperature; 0 takes the likeliest tokens."""
         prompts = [self.prompt(question) for question in questions]
-        sampling = SamplingConfig(max_tokens=self._new, temperature=temperature, stop=(self._stop,))
-        answers = draw(sampler_of(self._model, sampling, *self._where), params, prompts, key)
+        compiled = 1.0 if temperature else 0.0  # for all that are not 0
+        sampling = SamplingConfig(max_tokens=self._new, temperature=compiled, stop=(self._stop,))
+        sample = partial(
+            sampler_of(self._model, sampling, *self._where), temperature=temperature or None
+        )
+        answers = draw(sample, params, prompts, key)
         decode = self.tokenizer.decode
         texts = [
             decode(ids[(ids != self._stop) & (ids < self.tokenizer.vocab_size)])
@@ -85,7 +89,7 @@ class Examiner:
         return Examined(list(questions), answers, texts, verdicts)
 
 
-@functools.cache
+@cache
 def sampler_of(
     model: DecoderConfig, sampling: SamplingConfig, execution: Execution, mesh: Mesh
 ) -> Callable[..., Samples]:

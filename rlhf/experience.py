@@ -15,9 +15,9 @@ class Experienced(NamedTuple):
     """What an update is made of."""
 
     batch: dict[str, Array]
-    """[R, T]: the answers in rows, with `old_logp`, `old_values`, `returns` and `advantages`."""
+    """`Packed.inputs` with `old_logp`, `old_values`, `returns` and `advantages` as they lie."""
     logp: Array
-    """f32[B, W]: the policy's of its own answers, before the update."""
+    """f32[B, W]: the policy's of its own answers, before the update; W as in `Packed.figured`."""
     advantages: Array
     """f32[B, W]."""
     figures: dict[str, Array]

@@ -42,7 +42,7 @@ def make_first_update(
         def objective(params: Any) -> tuple[Array, Any]:
             read = read_answers(apply, params, answers.inputs, ("logp", "entropy"))
             found = experienced(jax.lax.stop_gradient(read), answers, *judged)
-            rows = len(answers.inputs["tokens"])
+            rows = len(answers.inputs["loss_mask"])
             batch = {**found.batch, "row": jnp.arange(rows, dtype=jnp.int32)}
             once = {name: partial(_as_read, out) for name, out in read.items()}
             terms = checked(loss, loss(once, params, batch, None), rows)

@@ -17,7 +17,7 @@ from ..train.step import GUARD
 from .experience import Experienced, experience
 from .first_update import make_first_update, read_answers
 from .kl import adapted
-from .packing import Packed, pack, packed, unpacked
+from .packing import Packed, pack
 from .ppo import apart, check_first
 from .rollouts import rollout_batch
 
@@ -62,6 +62,9 @@ def make_iteration(
     from are those of the sampling (see `check_first`); where they are not, no state is given."""
     apply, loss = parts.apply, parts.loss
     undivided = config.minibatches == config.accumulation == 1 and not parts.text
+    # Of rows that are divided, or lie on several devices, all tokens are asked for: a place among
+    # those flattened is then elsewhere.
+    columns = config.new_tokens if undivided and parts.devices == 1 else None
     unit = config.minibatches * config.accumulation * parts.devices
     settings = {"guard": parts.guard, "shardings": parts.shardings}
     update = make_step(loss, apply, parts.optimizer, accumulation=config.accumulation, **settings)
@@ -69,29 +72,26 @@ def make_iteration(
     @jax.jit
     def referred(reference: Any, answers: Packed) -> Array:
         """The reference's log-probs, by rollout."""
-        width = answers.rollout["loss_mask"].shape[1]
-        return unpacked(answers.rows, apply["policy"](reference, answers.inputs)["logp"], width)
+        return answers.by_rollout(apply["policy"](reference, answers.inputs)["logp"])
 
     def experienced(
         read: dict, answers: Packed, ref_logp: Array, scores: Array, beta: float
     ) -> Experienced:
-        rollout, rows, inputs = answers
-        width = rollout["loss_mask"].shape[1]
+        rollout = answers.figured
         batch, figures = experience(
             rollout,
             scores,
             ref_logp,
-            unpacked(rows, read["critic"]["value"], width),
+            answers.by_rollout(read["critic"]["value"]),
             beta,
             gamma=config.gamma,
             lam=config.lam,
             without_stop=config.without_stop,
         )
-        by_token = {name: packed(rows, batch[name]) for name in BY_TOKEN}
-        logp = unpacked(rows, read["policy"]["logp"], width)
-        mask = rollout["loss_mask"]
-        figures["logp_apart_nats"] = apart(logp, rollout["old_logp"], mask)[0]
-        return Experienced({**inputs, **by_token}, logp, batch["advantages"], figures)
+        by_token = {name: answers.by_input(batch[name]) for name in BY_TOKEN}
+        logp = answers.by_rollout(read["policy"]["logp"])
+        figures["logp_apart_nats"] = apart(logp, rollout["old_logp"], rollout["loss_mask"])[0]
+        return Experienced({**answers.inputs, **by_token}, logp, batch["advantages"], figures)
 
     @jax.jit
     def judged(params: dict, answers: Packed, *more: Any) -> Experienced:
@@ -112,7 +112,7 @@ def make_iteration(
         jax.block_until_ready(rollout)
         clock.lap("sample")
 
-        answers = pack(rollout, config.row_length, unit, number)
+        answers = pack(rollout, config.row_length, unit, number, columns)
         answers = answers._replace(inputs=parts.place(answers.inputs))
         beta = float(state.extra.get("kl", config.kl))
         scores = jnp.asarray(parts.score(answers))
@@ -128,13 +128,16 @@ def make_iteration(
             turns = turns[1:]
         else:
             found = judged(state.params, *more)
-        mask = rollout["loss_mask"]
-        check_first(found.logp, rollout["old_logp"], found.advantages, mask, parts.dtype)
+        drawn = answers.figured
+        check_first(
+            found.logp, drawn["old_logp"], found.advantages, drawn["loss_mask"], parts.dtype
+        )
         batch = found.batch
         if parts.text:
             batch["ptx"] = parts.place(spread(parts.text(number), len(batch["tokens"])))
         for chosen in turns:
-            state, figures = update(state, parts.place(chosen_rows(batch, chosen)), key)
+            part = batch if columns else parts.place(chosen_rows(batch, chosen))
+            state, figures = update(state, part, key)
             metrics.append(figures)
         means = jax.tree.map(lambda *x: jnp.stack(x).mean(), *metrics)
         means["skipped"] = metrics[-1]["skipped"]

@@ -5,6 +5,7 @@ and what rewards and advantages are made of stays one rollout a row; only what g
 network is packed, and what comes out is put back.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -39,15 +40,43 @@ class Packed(NamedTuple):
     rollout: Rollout
     rows: Rows
     inputs: dict[str, Array]
-    """tokens, targets, positions, segment_ids, loss_mask [R, T] and temperature [R]."""
+    """tokens, targets, positions, segment_ids, loss_mask [R, T] and temperature [R]; or tokens,
+    positions and segment_ids, and of the answers alone asked, targets, loss_mask [B, N] and
+    temperature [B]."""
+
+    @property
+    def figured(self) -> Rollout:
+        """The rollouts, their log-probs and mask in the columns that networks are asked for."""
+        if "asked" not in self.inputs:
+            return self.rollout
+        return {**self.rollout, **last_columns(self.rollout, self.inputs["asked"].shape[1])}
+
+    def by_rollout(self, y: Array) -> Array:
+        """What a network said of `inputs`, in the columns of `figured`; 0 where it said nothing."""
+        if "asked" in self.inputs:
+            return y
+        return unpacked(self.rows, y, self.rollout["loss_mask"].shape[1])
+
+    def by_input(self, x: Array) -> Array:
+        """What stands in the columns of `figured`, as `inputs` lie."""
+        return x if "asked" in self.inputs else packed(self.rows, x)
 
 
-def pack(rollout: Rollout, length: int, unit: int = 1, key: int = 0) -> Packed:
+def pack(
+    rollout: Rollout, length: int, unit: int = 1, key: int = 0, answers: int | None = None
+) -> Packed:
     """The rollouts in rows of `length` tokens; the number of rows is a multiple of `unit`. Which
-    share a row depends on their lengths and on `key`."""
+    share a row depends on their lengths and on `key`. answers: networks are asked only for the
+    last so many columns of the rollouts, where the answers stand; such rows are not divided."""
     _, real = jax.device_get(whole(rollout))
     rows = plan(real > 0, length, unit, key)
-    return Packed(rollout, rows, _inputs(rollout, rows))
+    inputs = _inputs(rollout, rows) if answers is None else _asked(rollout, rows, answers)
+    return Packed(rollout, rows, inputs)
+
+
+def last_columns(rollout: Rollout, count: int) -> Rollout:
+    """What stands by token and belongs to the answers, [B, count]."""
+    return {name: rollout[name][:, -count:] for name in ("targets", "loss_mask", "old_logp")}
 
 
 def plan(real: np.ndarray, length: int, unit: int, key: int) -> Rows:
@@ -101,4 +130,20 @@ def _inputs(rollout: Rollout, rows: Rows) -> dict[str, Array]:
         "segment_ids": rows.segment_ids,
         "loss_mask": packed(rows, rollout["loss_mask"]),
         "temperature": jnp.full(rows.row.shape[0], rollout["temperature"][0]),
+    }
+
+
+@partial(jax.jit, static_argnums=2)
+def _asked(rollout: Rollout, rows: Rows, answers: int) -> dict[str, Array]:
+    places = jnp.arange(rows.row.size, dtype=jnp.int32).reshape(rows.row.shape)
+    asked = unpacked(rows, places, rollout["loss_mask"].shape[1])
+    columns = last_columns(rollout, answers)
+    return {
+        "tokens": packed(rows, whole(rollout)[0]),
+        "positions": rows.positions,
+        "segment_ids": rows.segment_ids,
+        "asked": asked[:, -answers:],
+        "targets": columns["targets"],
+        "loss_mask": columns["loss_mask"],
+        "temperature": rollout["temperature"],
     }

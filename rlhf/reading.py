@@ -25,8 +25,9 @@ def score_by(apply: Apply) -> Read:
 
     @jax.jit
     def score(params: Any, answers: Packed) -> Array:
-        value = apply(params, answers.inputs, want=("value",))["value"]
-        return value.reshape(-1)[answers.rows.last]
+        inputs = {name: answers.inputs[name] for name in ("tokens", "positions", "segment_ids")}
+        inputs["asked"] = answers.rows.last[:, None]
+        return apply(params, inputs, want=("value",))["value"][:, 0]
 
     return score
 

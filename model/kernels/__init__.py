@@ -10,18 +10,19 @@ from .cudnn import cudnn_attention
 from .decoding import CachedKernels, cached_kernels, for_decoding, head_product
 from .fused import fused_attention
 from .plain import plain_attention, write_slots
-from .products import gradient_by, training_product
+from .products import Products, products_by, training_product
 
 __all__ = [
     "CachedKernels",
+    "Products",
     "blocked_attention",
     "cached_kernels",
     "cudnn_attention",
     "fused_attention",
     "for_decoding",
-    "gradient_by",
     "head_product",
     "plain_attention",
+    "products_by",
     "training_product",
     "write_slots",
 ]

@@ -101,14 +101,19 @@ inline void Tile(const float* left, int64_t left_row, int64_t left_step, const f
                  int64_t right_row, int64_t depth, float* out, int64_t out_row) {
   Vector a[kRows], b[kRows];
   for (int r = 0; r < kRows; ++r) a[r] = b[r] = Vector{};
+  // A pointer for three rows, which one register of their distance reaches: with one for each there
+  // are too few registers.
+  constexpr int kThirds = (kRows + 2) / 3;
+  const float* at[kThirds];
+  for (int third = 0; third < kThirds; ++third) at[third] = left + 3 * third * left_row;
   for (int64_t k = 0; k < depth; ++k) {
     const Vector x = Load(right + k * right_row), y = Load(right + k * right_row + kWide);
-    const float* at = left + k * left_step;
     for (int r = 0; r < kRows; ++r) {
-      const float value = at[r * left_row];
+      const float value = at[r / 3][r % 3 * left_row];
       a[r] += value * x;
       b[r] += value * y;
     }
+    for (int third = 0; third < kThirds; ++third) at[third] += left_step;
   }
   for (int r = 0; r < kRows; ++r) {
     float* to = out + r * out_row;

@@ -47,6 +47,29 @@ def test_packed_equals_apart(token_shift):
     np.testing.assert_allclose(apply(params, packed)["logp"].reshape(2, 12), apart, atol=1e-5)
 
 
+@pytest.mark.parametrize("execution", [Execution(scan=False), Execution(scan=True, remat="full")])
+def test_what_is_asked_for_is_what_all_would_give(execution):
+    config = DecoderConfig(**BASE, token_shift=1, scalar_head=True)
+    params, batch = _shaken(init_params(config, execution)), _batch()
+    batch["temperature"] = jnp.array([1.0, 0.5, 2.0, 1.0])
+    apply, want = make_apply(config, execution), ("logp", "entropy", "value")
+    columns = jnp.arange(17, 24)
+    asked = jnp.arange(4)[:, None] * 24 + columns
+    some = {**batch, "asked": asked, "targets": batch["targets"][:, columns]}
+
+    def total(params, batch, columns):
+        out = apply(params, batch, want=want)
+        return sum(jnp.sin(3 * x[:, columns]).sum() for x in out.values()), out
+
+    ask = jax.value_and_grad(total, has_aux=True)
+    (_, all_of_it), grads = ask(params, batch, columns)
+    (_, part), part_grads = ask(params, some, jnp.arange(7))
+    for name in want:
+        np.testing.assert_allclose(part[name], all_of_it[name][:, columns], atol=2e-5)
+    for a, b in zip(jax.tree.leaves(part_grads), jax.tree.leaves(grads), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-4)
+
+
 def test_leading_axes_are_flattened():
     config = DecoderConfig(**BASE)
     params, apply, batch = init_params(config), make_apply(config), _batch(4)

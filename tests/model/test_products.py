@@ -1,4 +1,4 @@
-"""The gradient of a weight in C++ against XLA's, and who chooses it."""
+"""Products in C++ against XLA's, and who chooses them."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,21 @@ def normal(seed, *shape):
 def test_it_is_the_product_of_the_transposed(depth, rows, columns):
     x, y = normal(depth, depth, rows), normal(rows, depth, columns)
     want = np.asarray(x, np.float64).T @ np.asarray(y, np.float64)
-    found = jax.jit(products.transposed_product)(x, y)
+    found = jax.jit(products.native_gradient)(x, y)
+    np.testing.assert_allclose(found, want, atol=4e-6 * depth**0.5 + 1e-6)
+
+
+@compiled
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("depth", [1, 7, 256, 300, 700])
+@pytest.mark.parametrize(
+    "rows, columns", [(1, 1), (5, 33), (12, 32), (100, 70), (193, 513), (400, 40), (3, 5000)]
+)
+def test_it_is_the_product(rows, columns, depth, turned):
+    x, w = normal(depth, rows, depth), normal(rows, depth, columns)
+    want = np.asarray(x, np.float64) @ np.asarray(w, np.float64)
+    w = w.T if turned else w
+    found = jax.jit(products.native_product, static_argnums=2)(x, w, turned)
     np.testing.assert_allclose(found, want, atol=4e-6 * depth**0.5 + 1e-6)
 
 
@@ -39,7 +53,7 @@ def test_gradients_of_a_decoder_agree(changes):
     batch = {"tokens": ids[:, :-1], "targets": ids[:, 1:]}
 
     def gradients(name):
-        apply = make_apply(config, Execution(gradients=name))
+        apply = make_apply(config, Execution(products=name))
         return jax.jit(jax.grad(lambda p: apply(p, batch)["logp"].mean()))(params)
 
     for a, b in zip(*map(jax.tree.leaves, map(gradients, ("native", "xla"))), strict=True):
@@ -48,7 +62,7 @@ def test_gradients_of_a_decoder_agree(changes):
 
 def test_the_choice_says_why(monkeypatch):
     monkeypatch.setattr(products, "obstacle", lambda: None)
-    choose = products.choose_gradients
+    choose = products.choose_products
     assert choose("auto", "cpu", "float32", 1)[0] == "native"
     assert choose("xla", "cpu", "float32", 1) == ("xla", "asked for")
     for backend, dtype, devices, why in (
@@ -58,17 +72,17 @@ def test_the_choice_says_why(monkeypatch):
     ):
         name, reason = choose("auto", backend, dtype, devices)
         assert name == "xla" and why in reason
-        with pytest.raises(UserError, match="gradients = native cannot be used"):
+        with pytest.raises(UserError, match="products = native cannot be used"):
             choose("native", backend, dtype, devices)
 
 
 def test_without_a_compiler_xla_does_it(monkeypatch, capfd):
     monkeypatch.setattr(products, "obstacle", lambda: "there is no C++ compiler")
-    monkeypatch.setattr(products, "transposed_product", None)  # a call would fail
+    monkeypatch.setattr(products, "BY_NATIVE", None)  # a call would fail
     choosing.say.cache_clear()
     x, y = normal(0, 300, 5), normal(1, 300, 7)
-    found = products.gradient_by("auto", 1)(x, y)
+    found = products.products_by("auto", 1).gradient(x, y)
     np.testing.assert_allclose(found, np.asarray(x).T @ np.asarray(y), atol=1e-4)
-    assert "gradients: xla (native ones are faster, but there is no C++" in capfd.readouterr().err
+    assert "products: xla (native ones are faster, but there is no C++" in capfd.readouterr().err
     with pytest.raises(UserError, match="no C\\+\\+ compiler"):
-        products.gradient_by("native", 1)(x, y)
+        products.products_by("native", 1).straight(x.T, x)

@@ -113,6 +113,19 @@ def test_greedy_takes_the_likeliest():
         np.testing.assert_array_equal((hidden @ params["head"]["kernel"].T).argmax(-1), new)
 
 
+def test_a_temperature_may_be_given_with_each_call():
+    config, execution, params = _model()
+    padded, key = pad_prompts(PROMPTS), jax.random.key(3)
+    sample = make_sampler(config, SamplingConfig(max_tokens=16), execution)
+    for temperature in (0.3, 1.7):
+        sampling = SamplingConfig(max_tokens=16, temperature=temperature)
+        want = make_sampler(config, sampling, execution)(params, *padded, key)
+        got = sample(params, *padded, key, temperature=temperature)
+        np.testing.assert_array_equal(got.tokens, want.tokens)
+        np.testing.assert_allclose(got.logp, want.logp, atol=1e-6)
+    assert (got.tokens != sample(params, *padded, key).tokens).any()
+
+
 def test_noise_is_fresh_for_each_key_row_and_step():
     config, execution, params = _model()
     sample = make_sampler(config, SamplingConfig(max_tokens=16), execution)
@@ -278,9 +291,8 @@ def test_lookup_takes_several_tokens_a_step():
     tokens, mask = pad_prompts([[1, 2, 3]])
     keys = row_keys(jax.random.key(0), jnp.arange(1))
     with jax.default_matmul_precision("highest"):
-        rows, cache = prefill(
-            decoder, sampling, params, tokens, mask, keys, jnp.full(1, 80), 16 + 80 + 4
-        )
+        about = (keys, jnp.full(1, 80), jnp.ones(1))
+        rows, cache = prefill(decoder, sampling, params, tokens, mask, *about, 16 + 80 + 4)
         steps = []
         while not rows.done.all():
             before = int(rows.length[0])

@@ -8,6 +8,7 @@ import pytest
 from aludel.model import DecoderConfig, Execution, SamplingConfig, init_params, make_apply
 from aludel.rlhf.iteration import spread
 from aludel.rlhf.packing import pack, packed, plan, unpacked
+from aludel.rlhf.reading import score_by
 from aludel.rlhf.rollouts import make_rollout
 
 CONFIG = DecoderConfig(
@@ -42,6 +43,28 @@ def test_log_probs_and_values_are_those_of_rows_apart(params, rollout):
     old = np.asarray(rollout["old_logp"])
     logp = unpacked(answers.rows, apply(params, answers.inputs)["logp"], width)
     np.testing.assert_allclose(np.asarray(logp)[mask], old[mask], atol=1e-4)
+
+
+def test_only_the_answers_are_asked_for(params, rollout):
+    apply, columns = make_apply(CONFIG, Execution()), 12
+    answers = pack(rollout, LENGTH, key=2, answers=columns)
+    figured = answers.figured
+    mask = np.asarray(figured["loss_mask"]) > 0
+    assert mask.shape == (20, columns) and mask.sum() == np.asarray(rollout["loss_mask"]).sum()
+    said = answers.by_rollout(apply(params, answers.inputs)["logp"])
+    np.testing.assert_allclose(
+        np.asarray(said)[mask], np.asarray(figured["old_logp"])[mask], atol=1e-4
+    )
+    assert answers.by_input(said).shape == answers.inputs["targets"].shape
+
+
+def test_a_score_is_the_value_at_the_last_token(params, rollout):
+    apply = make_apply(CONFIG, Execution())
+    answers = pack(rollout, LENGTH)
+    values = apply(params, answers.inputs, want=("value",))["value"].reshape(-1)
+    np.testing.assert_allclose(
+        score_by(apply)(params, answers), values[answers.rows.last], atol=2e-5
+    )
 
 
 def test_every_token_lies_in_one_place_and_the_last_where_it_is_said(rollout):
