@@ -24,6 +24,7 @@ from .sampling import Samples, check_prompts, check_room
 from .weights import weights_for
 
 BUCKET = 16  # prompts of a group are padded to a multiple of it, and to no other's length
+WIDTH = 64  # rows have room for prompts of a multiple of it: few lengths are compiled
 # Of the rows: as many that have ended are refilled together. A CPU waits for arithmetic, an
 # accelerator for its host, which each refill asks what to do next.
 SHARE, SHARE_OF_ACCELERATOR = 16, 4
@@ -36,13 +37,15 @@ def make_generator(
     execution: Execution = DEFAULT,
     mesh: Mesh | None = None,
     rows: int = 32,
+    bucket: int = BUCKET,
 ) -> Callable[..., Samples]:
-    """`generate(params, prompts, key, limits=None) -> Samples` for any number of prompts, in
-    their order, of which up to `rows` are written at a time.
+    """`generate(params, prompts, key, limits=None, temperature=None) -> Samples` for any number of
+    prompts, in their order, of which up to `rows` are written at a time.
 
     prompts: token ids of each, of any length. limits: the most new tokens of each prompt (at
-    most, and where not given, sampling.max_tokens). Token t of prompt b is drawn with
-    `fold_in(fold_in(key, b), t)`, as `make_sampler` does.
+    most, and where not given, sampling.max_tokens). temperature: a number in place of sampling's,
+    where that is not 0. Token t of prompt b is drawn with `fold_in(fold_in(key, b), t)`, as
+    `make_sampler` does. bucket: each multiple of it that a prompt's length falls to is compiled.
     """
     execution = for_decoding(execution, config.dtype, mesh)
     decoder = Decoder(config, execution, mesh)
@@ -60,10 +63,11 @@ def make_generator(
         numbers: Array,
         limits: Array,
         key: Array,
+        temperature: Array,
     ) -> tuple[Rows, Cache]:
         """Prompts [G, W], of these numbers i32[G], into the rows `at` i32[G]."""
         width, keys = prompts.shape[1], row_keys(key, numbers)
-        about = (keys, limits, jnp.full(len(prompts), sampling.temperature))
+        about = (keys, limits, jnp.full(len(prompts), temperature))
         slots = width + sampling.lookup
         new, read = prefill(decoder, sampling, ready(params), prompts, mask, *about, slots)
         wider = all_rows.text.shape[1] - new.text.shape[1]
@@ -84,14 +88,16 @@ def make_generator(
         prompts: Sequence[Sequence[int]],
         key: Array,
         limits: Sequence[int] | None = None,
+        temperature: float | None = None,
     ) -> Samples:
         check_prompts(prompts)
-        width = _bucket(max(map(len, prompts)))
-        if config.position == "learned":  # too few to pad with
-            width = max(map(len, prompts))
+        longest = max(map(len, prompts))
+        # Learned positions are too few to pad with.
+        width = longest if config.position == "learned" else -(-longest // WIDTH) * WIDTH
         check_room(config, sampling, width)
         limits = np.full(len(prompts), sampling.max_tokens) if limits is None else limits
         limits = np.clip(np.asarray(limits, np.int32), 0, sampling.max_tokens)
+        given = jnp.float32(sampling.temperature if temperature is None else temperature)
         params = prepare(params)
         count = min(rows, len(prompts))
         slots = width + sampling.max_tokens - 1 + sampling.lookup
@@ -99,16 +105,17 @@ def make_generator(
             _idle(count, width, sampling.max_tokens, key),
             make_cache(config, execution, count, slots, sampling.lookup),
         )
-        waiting, writes = deque(range(len(prompts))), np.full(count, -1)
+        waiting, writes = Waiting(prompts, bucket), np.full(count, -1)
         out = _Collected(len(prompts), sampling.max_tokens)
         while waiting or (writes >= 0).any():
             free = np.flatnonzero(writes < 0)
             while waiting and len(free):
-                taken = _same_bucket(waiting, prompts, min(group, len(free)))
+                taken = waiting.take(min(group, len(free)))
                 at, free = free[: len(taken)], free[len(taken) :]
                 writes[at] = taken
-                new = _group(group, at, taken, prompts, width, limits)
-                state = admit(params, *state, *new, key)
+                padded = min(waiting.length_of(taken[0]), width)
+                new = _group(group, at, taken, prompts, padded, limits)
+                state = admit(params, *state, *new, key, given)
             idle = int((writes < 0).sum())
             if not waiting and count >= 2 * FEWEST and 2 * idle >= count:
                 count //= 2
@@ -149,17 +156,29 @@ class _Collected:
         return Samples(*map(jnp.asarray, (self.tokens, self.logp, self.length, self.stopped)))
 
 
-def _bucket(length: int) -> int:
-    return -(-length // BUCKET) * BUCKET
+class Waiting:
+    """The numbers of prompts that wait, in queues of one length to a multiple of `bucket`."""
 
+    def __init__(self, prompts: Sequence[Sequence[int]], bucket: int) -> None:
+        self._lengths = [-(-len(prompt) // bucket) * bucket for prompt in prompts]
+        self._queues: dict[int, deque[int]] = {}
+        for number, length in enumerate(self._lengths):
+            self._queues.setdefault(length, deque()).append(number)
 
-def _same_bucket(waiting: deque, prompts: Sequence, count: int) -> list[int]:
-    """The first prompt that waits and the next ones of its length, off the queue."""
-    size = _bucket(len(prompts[waiting[0]]))
-    taken = [number for number in waiting if _bucket(len(prompts[number])) == size][:count]
-    for number in taken:
-        waiting.remove(number)
-    return taken
+    def __bool__(self) -> bool:
+        return bool(self._queues)
+
+    def length_of(self, number: int) -> int:
+        """The multiple that a prompt's length falls to."""
+        return self._lengths[number]
+
+    def take(self, count: int) -> list[int]:
+        """The first prompt that waits and the next ones of its length, up to `count` together."""
+        length, queue = min(self._queues.items(), key=lambda one: one[1][0])
+        taken = [queue.popleft() for _ in range(min(count, len(queue)))]
+        if not queue:
+            del self._queues[length]
+        return taken
 
 
 def _group(
@@ -167,14 +186,13 @@ def _group(
     at: np.ndarray,
     taken: list[int],
     prompts: Sequence,
-    widest: int,
+    width: int,
     limits: np.ndarray,
 ) -> tuple[np.ndarray, ...]:
     """Arguments of `admit` between the state and the key; a group that is not full repeats its
     first prompt, in the same row."""
     missing = size - len(taken)
     filled = taken + taken[:1] * missing
-    width = min(_bucket(max(len(prompts[number]) for number in taken)), widest)
     tokens, mask = np.zeros((size, width), np.int32), np.zeros((size, width), bool)
     for row, number in enumerate(filled):
         tokens[row, width - len(prompts[number]) :] = prompts[number]

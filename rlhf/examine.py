@@ -12,8 +12,8 @@ from jax.sharding import Mesh
 from ..data import Template, Tokenizer
 from ..data.judge import WEIGHTS, Verdict, judge
 from ..data.questions import Question
-from ..model import DecoderConfig, Execution, Samples, SamplingConfig, make_sampler
-from .answers import Answers, draw
+from ..model import DecoderConfig, Execution, Samples, SamplingConfig
+from .answers import Answers, draw, make_drawer
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,10 @@ class Examiner:
         prompts = [self.prompt(question) for question in questions]
         compiled = 1.0 if temperature else 0.0  # for all that are not 0
         sampling = SamplingConfig(max_tokens=self._new, temperature=compiled, stop=(self._stop,))
-        sample = partial(
-            sampler_of(self._model, sampling, *self._where), temperature=temperature or None
+        generate = partial(
+            drawer_of(self._model, sampling, *self._where), temperature=temperature or None
         )
-        answers = draw(sample, params, prompts, key)
+        answers = draw(generate, params, prompts, key)
         decode = self.tokenizer.decode
         texts = [
             decode(ids[(ids != self._stop) & (ids < self.tokenizer.vocab_size)])
@@ -90,8 +90,8 @@ class Examiner:
 
 
 @cache
-def sampler_of(
+def drawer_of(
     model: DecoderConfig, sampling: SamplingConfig, execution: Execution, mesh: Mesh
 ) -> Callable[..., Samples]:
     """What is compiled once for all policies of an architecture."""
-    return make_sampler(model, sampling, execution, mesh)
+    return make_drawer(model, sampling, execution, mesh)

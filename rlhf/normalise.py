@@ -12,10 +12,10 @@ from jax.sharding import Mesh
 
 from ..data import ComparisonStore
 from ..errors import UserError
-from ..model import DecoderConfig, Execution, SamplingConfig, make_sampler
+from ..model import DecoderConfig, Execution, SamplingConfig
 from ..train.restore import load_params
 from ..train.run import Run
-from .answers import draw
+from .answers import draw, make_drawer
 from .reading import read, score_by
 
 FILE = "normalisation.json"
@@ -71,8 +71,8 @@ def normalisation(
     if not prompts:
         raise UserError(f"no prompt leaves room for {new} tokens in {length}: make context longer")
     sampling = SamplingConfig(max_tokens=new, stop=(store.template.end,))
-    sample = make_sampler(policy_model, sampling, execution, mesh)
-    scores = read(score_by(apply), params, draw(sample, policy, prompts, key))
+    generate = make_drawer(policy_model, sampling, execution, mesh)
+    scores = read(score_by(apply), params, draw(generate, policy, prompts, key))
     deviation = float(np.std(scores))
     if not deviation > 0:
         raise UserError("the reward model gives every answer the same score: nothing to normalise")
