@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from .attention import attention
 from .config import GATED, DecoderConfig
 from .execution import DEFAULT, Execution
-from .kernels import CachedKernels, cached_kernels, training_product, write_slots
+from .kernels import Kernels, cached_kernels, training_kernels, write_slots
 from .layers import Norm, Projection, ScalarHead, Table, TokenShift, activate, dropout, rotary
 from .sharding import constrain
 
@@ -127,13 +127,18 @@ def _normal(std: float) -> nn.initializers.Initializer:
     return nn.initializers.normal(std)
 
 
+def norm_of(c: DecoderConfig, kernels: Kernels, name: str) -> Norm:
+    """The norm of a decoder's vectors."""
+    return Norm(c.norm, c.norm_eps, c.norm_affine, c.bias, kernels.normalise, name=name)
+
+
 class Attention(nn.Module):
     """Self-attention; with a cache, its new keys and values are written in place."""
 
     config: DecoderConfig
     execution: Execution
     mesh: Mesh | None
-    kernels: CachedKernels
+    kernels: Kernels
 
     @nn.compact
     def __call__(self, x: Array, context: Context, cache: LayerCache | None):
@@ -150,8 +155,8 @@ class Attention(nn.Module):
         key = heads("key", c.number_of_kv_heads, "kv_heads")
         value = heads("value", c.number_of_kv_heads, "kv_heads")
         if c.qk_norm:
-            query = Norm("rmsnorm", c.norm_eps, c.norm_affine, name="query_norm")(query)
-            key = Norm("rmsnorm", c.norm_eps, c.norm_affine, name="key_norm")(key)
+            about = ("rmsnorm", c.norm_eps, c.norm_affine, False, self.kernels.normalise)
+            query, key = Norm(*about, name="query_norm")(query), Norm(*about, name="key_norm")(key)
         if c.position == "rotary":
             query = rotary(query, context.positions, c.rope_theta, c.rope_layout)
             key = rotary(key, context.positions, c.rope_theta, c.rope_layout)
@@ -190,7 +195,7 @@ class MLP(nn.Module):
 
     config: DecoderConfig
     mesh: Mesh | None
-    kernels: CachedKernels
+    kernels: Kernels
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -220,7 +225,7 @@ class Block(nn.Module):
     config: DecoderConfig
     execution: Execution
     mesh: Mesh | None
-    kernels: CachedKernels
+    kernels: Kernels
 
     @nn.compact
     def __call__(
@@ -232,7 +237,7 @@ class Block(nn.Module):
 
         def read(half: str, past: Array | None) -> tuple[Array, Array | None]:
             """The normalised input of a half, and what its token shift keeps."""
-            y = Norm(c.norm, c.norm_eps, c.norm_affine, c.bias, name=f"{half}_norm")(x)
+            y = norm_of(c, self.kernels, f"{half}_norm")(x)
             if not c.token_shift:
                 return y, None
             return TokenShift(c.token_shift, name=f"{half}_shift")(y, context.same, past)
@@ -283,6 +288,11 @@ class Decoder(nn.Module):
         """
         c = self.config
         rows, length = tokens.shape
+        if cache is not None:
+            kernels = cached_kernels(self.execution.decoding, rows, length)
+        else:
+            asked_for = "xla" if self.is_initializing() else self.execution.training
+            kernels = training_kernels(asked_for, c.dtype, self.mesh)
         if positions is None:
             start = 0 if cache is None else cache.filled[:, None]
             positions = jnp.broadcast_to(start + jnp.arange(length), (rows, length))
@@ -294,7 +304,7 @@ class Decoder(nn.Module):
             learned = Table(c.context, c.width, ("position", "embed"), init, name="position")()
             x = x + learned.astype(c.dtype)[positions]
         if c.embedding_norm:
-            x = Norm(c.norm, c.norm_eps, c.norm_affine, c.bias, name="embedding_norm")(x)
+            x = norm_of(c, kernels, "embedding_norm")(x)
         x = dropout(x, row_keys, 0, c.dropout)
         x = constrain(x, ("batch", "length", "width"), self.mesh)
 
@@ -309,13 +319,9 @@ class Decoder(nn.Module):
             start = jnp.zeros(rows, jnp.int32) if cache is None else cache.filled
             same = _same_segment(c.token_shift, segment_ids, start, context.cached_segments)
             context = context._replace(same=same)
-        kernels = cached_kernels("xla" if cache is None else self.execution.decoding, rows, length)
-        if cache is None:
-            product = training_product(self.execution.products, c.dtype, self.mesh)
-            kernels = kernels._replace(product=product)
         x, layers = self._blocks(x, layers, context, kernels, asked)
 
-        x = Norm(c.norm, c.norm_eps, c.norm_affine, c.bias, name="final_norm")(x)
+        x = norm_of(c, kernels, "final_norm")(x)
         if not c.tied:  # made here, used by `logprobs`
             normal = _normal(c.init_std or c.width**-0.5)
             init = nn.initializers.zeros_init() if c.zero_init else normal
@@ -326,9 +332,7 @@ class Decoder(nn.Module):
             return x
         return x, Cache(layers, segments, cache.filled + length)
 
-    def _blocks(
-        self, x: Array, layers, context: Context, kernels: CachedKernels, asked: Array | None
-    ):
+    def _blocks(self, x: Array, layers, context: Context, kernels: Kernels, asked: Array | None):
         c, execution = self.config, self.execution
         block = Block
         if execution.remat != "none":

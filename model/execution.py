@@ -20,9 +20,9 @@ class Execution:
     """The kernels of a decoding step: XLA's, or on a CPU in float32 those of `decode.cc`, which
     need a C++ compiler; auto picks, and says which."""
 
-    products: Literal["auto", "xla", "native"] = "auto"
-    """The kernels of the products with weights, and of their gradients: XLA's, or on a CPU in
-    float32 those of `products.cc`, as `decoding`."""
+    training: Literal["auto", "xla", "native"] = "auto"
+    """The kernels of norms and of weights' gradients in a pass without a cache: XLA's, or on a CPU
+    in float32 those of `norms.cc` and `products.cc`, as `decoding`."""
 
     @property
     def scanned(self) -> bool:

@@ -13,6 +13,7 @@ and their gradients, p = softmax(z):
     d entropy   / d z_v = -p_v (log p_v + entropy)
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -20,9 +21,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from .kernels import Products, products_by
+from .kernels import gradient_by
 
-BY_XLA = products_by("xla", 1)
+BY_XLA = gradient_by("xla", 1)
 BLOCK_ELEMENTS = 2**23  # logits held at once: 32 MiB of float32
 KEPT_ELEMENTS = 2**26  # no more in all are kept for the backward pass: a product in four is saved
 SMALLEST_BLOCK = 512  # of the vocabulary; below it, tokens are split too
@@ -42,7 +43,7 @@ class Settings(NamedTuple):
     cap: float | None
     entropy: bool
     block: int  # of the vocabulary
-    products: Products
+    gradient: Callable[[Array, Array], Array]  # (x, y) -> x transposed @ y: that of `head`
 
 
 def token_scores(
@@ -54,15 +55,15 @@ def token_scores(
     entropy: bool = False,
     block_elements: int = BLOCK_ELEMENTS,
     kept_elements: int = KEPT_ELEMENTS,
-    products: Products = BY_XLA,
+    gradient: Callable[[Array, Array], Array] = BY_XLA,
 ) -> TokenScores:
     """Scores of `targets` under softmax(cap(hidden @ head.T) / temperature).
 
     hidden [N, width], head [V, width], targets i32[N], temperature f32[N] or None for 1.
     Differentiable in hidden and head. Products are taken in the dtype of `hidden`, summed in
     float32. Logits of up to `kept_elements` are kept for the backward pass; of more,
-    `block_elements` are held at once and computed twice. products: what computes them
-    (`kernels.products_by`).
+    `block_elements` are held at once and computed twice. gradient: what computes that of
+    `head` (`kernels.gradient_by`).
     """
     count, vocab = hidden.shape[0], head.shape[0]
     if count * vocab <= kept_elements:
@@ -71,7 +72,7 @@ def token_scores(
     tokens = max(1, block_elements // min(vocab, SMALLEST_BLOCK))
     pieces = -(-count // tokens)
     block = min(vocab, max(SMALLEST_BLOCK, block_elements // -(-count // pieces)))
-    settings = Settings(cap, entropy, _even(vocab, block), products)
+    settings = Settings(cap, entropy, _even(vocab, block), gradient)
     if pieces == 1:
         return _scores(hidden, head, targets, inverse, settings)
     pad = -count % pieces
@@ -101,9 +102,10 @@ def _blocks(head: Array, block: int) -> tuple[Array, Array]:
     return jnp.minimum(starts, vocab - block), jnp.minimum(starts + block, vocab) - starts
 
 
-def _logits(hidden: Array, rows: Array, inverse: Array, settings: Settings) -> tuple[Array, Array]:
+def _logits(hidden: Array, rows: Array, inverse: Array, cap: float | None) -> tuple[Array, Array]:
     """z [N, block] and dz/d(raw logit), float32."""
-    raw, cap = settings.products.turned(hidden, rows.astype(hidden.dtype)), settings.cap
+    product = partial(jnp.matmul, preferred_element_type=jnp.float32)
+    raw = product(hidden, rows.astype(hidden.dtype).T)
     if cap is None:
         return raw * inverse[:, None], inverse[:, None]
     squashed = jnp.tanh(raw / cap)
@@ -134,7 +136,7 @@ def _forward(hidden, head, targets, inverse, settings):
         top, total, weighted, at_target = carry
         start, new = where
         rows = jax.lax.dynamic_slice_in_dim(head, start, block)
-        z, _ = _logits(hidden, rows, inverse, settings)
+        z, _ = _logits(hidden, rows, inverse, settings.cap)
         fresh = _fresh(head.shape[0], block, new)
         z = _only(fresh, z, -jnp.inf)
         higher = jnp.maximum(top, z.max(axis=1))
@@ -172,7 +174,7 @@ def _backward(settings, saved, grads: TokenScores):
     def visit(grad_hidden, where):
         start, new = where
         rows = jax.lax.dynamic_slice_in_dim(head, start, block)
-        z, slope = _logits(hidden, rows, inverse, settings)
+        z, slope = _logits(hidden, rows, inverse, settings.cap)
         log_p = z - logsumexp[:, None]
         p = jnp.exp(log_p)
         grad = (grads.logsumexp - grads.logp)[:, None] * p
@@ -181,8 +183,9 @@ def _backward(settings, saved, grads: TokenScores):
         hit = (start + jnp.arange(block))[None] == targets[:, None]
         grad = (grad + jnp.where(hit, grads.logp[:, None], 0.0)) * slope
         grad = _only(_fresh(head.shape[0], block, new), grad, 0.0).astype(hidden.dtype)
-        more = settings.products.straight(grad, rows.astype(hidden.dtype))
-        return grad_hidden + more, settings.products.gradient(grad, hidden)
+        product = partial(jnp.matmul, preferred_element_type=jnp.float32)
+        grad_hidden = grad_hidden + product(grad, rows.astype(hidden.dtype))
+        return grad_hidden, settings.gradient(grad, hidden)
 
     zero = jnp.zeros(hidden.shape, jnp.float32)
     grad_hidden, grad_rows = _each_block(visit, zero, _blocks(head, block))

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from .config import DecoderConfig
 from .decoder import Decoder
 from .execution import DEFAULT, Execution
-from .kernels import Products, products_by
+from .kernels import gradient_by
 from .logprobs import BLOCK_ELEMENTS, KEPT_ELEMENTS, token_scores
 from .sharding import RULES
 
@@ -49,7 +49,7 @@ def make_apply(
     [b, t]; `targets` [b, t] and `temperature` [b] are theirs.
     """
     decoder = Decoder(config, execution, mesh)
-    products = products_by(execution.products, 1 if mesh is None else mesh.size)
+    gradient = gradient_by(execution.training, 1 if mesh is None else mesh.size)
     split = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in RULES["batch"])
 
     def apply(
@@ -85,7 +85,7 @@ def make_apply(
             out["value"] = value_of(params, hidden).reshape(shape)
         asked = [name for name in want if name in SCORES]
         if asked:
-            scores = _scores(hidden, params, batch, config, "entropy" in want, split, products)
+            scores = _scores(hidden, params, batch, config, "entropy" in want, split, gradient)
             out |= {name: getattr(scores, name).reshape(shape) for name in asked}
         return out
 
@@ -109,7 +109,7 @@ def _scores(
     config: DecoderConfig,
     entropy: bool,
     split: int,
-    products: Products,
+    gradient: Callable[[Array, Array], Array],
 ):
     targets, temperature = batch["targets"].reshape(-1), batch.get("temperature")
     if temperature is not None:
@@ -124,5 +124,5 @@ def _scores(
         # The budgets are a device's, the tokens are everybody's.
         BLOCK_ELEMENTS * split,
         KEPT_ELEMENTS * split,
-        products,
+        gradient,
     )

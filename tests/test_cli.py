@@ -16,7 +16,7 @@ SMALL = [
     *("--model.context", "16", "--batch", "8", "--steps", "4", "--eval-every", "2"),
     *("--sample-tokens", "8", "--tensorboard", "False"),
 ]
-KERNELS = ("attention: ", "products: ", "decoding: ")  # told once in a process
+KERNELS = ("attention: ", "training: ", "decoding: ")  # told once in a process
 LOSS = """
 import jax.numpy as jnp
 from aludel.train import Term, sum_rows

@@ -7,22 +7,21 @@ t - s < window. It returns `[B, T, heads, D]`.
 
 from .blocked import blocked_attention
 from .cudnn import cudnn_attention
-from .decoding import CachedKernels, cached_kernels, for_decoding, head_product
+from .decoding import Kernels, cached_kernels, for_decoding, head_product
 from .fused import fused_attention
 from .plain import plain_attention, write_slots
-from .products import Products, products_by, training_product
+from .training import gradient_by, training_kernels
 
 __all__ = [
-    "CachedKernels",
-    "Products",
+    "Kernels",
     "blocked_attention",
     "cached_kernels",
     "cudnn_attention",
     "fused_attention",
+    "gradient_by",
     "for_decoding",
     "head_product",
     "plain_attention",
-    "products_by",
-    "training_product",
+    "training_kernels",
     "write_slots",
 ]

@@ -8,30 +8,32 @@ from jax import Array
 from jax.sharding import Mesh
 
 from ..execution import Execution
+from ..layers import normalise
 from . import native_decoding as native
 from .choosing import choose, chosen
 from .plain import append_and_attend
 
 
-class CachedKernels(NamedTuple):
-    """The kernels of a forward pass with a cache."""
+class Kernels(NamedTuple):
+    """What a forward pass is computed by."""
 
     product: Callable[[Array, Array], Array]  # x [M, K] @ kernel [K, N]
     attention: Callable[..., tuple[Array, Array, Array]]  # as `plain.append_and_attend`
+    normalise: Callable[..., Array] = normalise  # as that of `layers`
 
 
-XLA = CachedKernels(jnp.matmul, append_and_attend)
-NATIVE = CachedKernels(native.native_product, native.native_append_and_attend)
+XLA = Kernels(jnp.matmul, append_and_attend)
+NATIVE = Kernels(native.native_product, native.native_append_and_attend)
 MOST_QUERIES = 64  # of a row: with more, the products of attention are worth a matrix product
 MOST_TOKENS = 256  # of all rows: with more, a general matrix product is as fast
 
 
-def cached_kernels(decoding: str, rows: int, length: int) -> CachedKernels:
+def cached_kernels(decoding: str, rows: int, length: int) -> Kernels:
     """What `rows` of `length` new tokens are computed by, where `decoding` was chosen (`auto`:
     XLA)."""
     if decoding != "native":
         return XLA
-    return CachedKernels(
+    return Kernels(
         (NATIVE if rows * length <= MOST_TOKENS else XLA).product,
         (NATIVE if length <= MOST_QUERIES else XLA).attention,
     )

@@ -1,9 +1,8 @@
-// Products of a training step on a CPU, float32: x [M, K] @ w, with w [K, N] or, turned, [N, K]; and
-// the gradient of a weight, x [M, K] transposed @ y [M, N].
+// The gradient of a weight on a CPU: x [M, K] transposed @ y [M, N], float32.
 //
-// Where a general product lays both sides out anew, these read activations as they lie: only w, the
-// small side, is laid out in panels, and of a gradient what stays in the second cache. Tiles are
-// summed up in registers from the nearest one.
+// Both are read along their rows, M of them, where a general product turns x first. A task is a
+// block of the result that stays in the second cache; a few hundred rows at a time are laid out so
+// that tiles are summed up in registers from the nearest one.
 
 #include "native.h"
 
@@ -15,10 +14,8 @@ using native::Floats;
 using native::kPanel;
 using native::kTall;
 
-constexpr int64_t kDepth = 256;    // that is summed up at a time: a panel of it is 32 KiB
+constexpr int64_t kDepth = 256;    // rows at a time: a panel of them is 32 KiB
 constexpr int64_t kMostRows = 192, kFewestRows = 24, kColumns = 512;  // of a block of the result
-constexpr int64_t kSide = 12;       // panels beside each other, of a block of a product
-constexpr int64_t kLaid = 1 << 20;  // numbers of w that are laid out at a time
 
 int64_t Pieces(int64_t whole, int64_t piece) { return (whole + piece - 1) / piece; }
 
@@ -46,87 +43,6 @@ void Panel(const float* y, int64_t row, int64_t depth, int64_t count, float* to)
       for (int64_t c = 0; c < kPanel; ++c) to[c] = c < count ? y[c] : 0.0f;
     }
   }
-}
-
-// `depth` rows of w from `begin` on as [depth, kPanel]: columns of w, or, turned, rows of it.
-void Lay(const float* w, int64_t row, bool turned, int64_t depth, int64_t count, float* to) {
-  if (!turned) {
-    for (int64_t k = 0; k < depth; ++k, w += row, to += kPanel) {
-      for (int64_t c = 0; c < kPanel; ++c) to[c] = c < count ? w[c] : 0.0f;
-    }
-    return;
-  }
-  constexpr int64_t kLine = 64 / sizeof(float);
-  for (int64_t k = 0; k < depth; k += kLine) {  // of each row a cache line at a time
-    const int64_t line = std::min(kLine, depth - k);
-    for (int64_t c = 0; c < kPanel; ++c) {
-      const float* from = w + c * row + k;
-      for (int64_t i = 0; i < line; ++i) to[(k + i) * kPanel + c] = c < count ? from[i] : 0.0f;
-    }
-  }
-}
-
-// out [rows, count] (+)= x [rows, depth] @ panel [depth, kPanel].
-template <bool kAdd>
-void Column(int64_t rows, const float* x, int64_t x_row, const float* panel, int64_t depth,
-            int64_t count, float* out, int64_t out_row) {
-  if (count >= kPanel) {
-    native::Tiles<kTall, kAdd>(rows, x, x_row, 1, panel, kPanel, depth, out, out_row);
-    return;
-  }
-  float part[kTall * kPanel];  // beside the last column there is no room for a whole panel
-  for (; rows > 0; rows -= kTall, x += kTall * x_row, out += kTall * out_row) {
-    const int64_t here = std::min<int64_t>(rows, kTall);
-    native::Tiles<kTall, false>(here, x, x_row, 1, panel, kPanel, depth, part, kPanel);
-    for (int64_t r = 0; r < here; ++r) {
-      for (int64_t c = 0; c < count; ++c) {
-        out[r * out_row + c] = part[r * kPanel + c] + (kAdd ? out[r * out_row + c] : 0.0f);
-      }
-    }
-  }
-}
-
-ffi::Error Product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> w,
-                   ffi::ResultBuffer<ffi::F32> out, bool turned) {
-  const int64_t rows = x.dimensions()[0], depth = x.dimensions()[1];
-  const int64_t columns = w.dimensions()[turned ? 0 : 1], row = w.dimensions()[1];
-  const int64_t blocks = std::max<int64_t>(1, Pieces(depth, kDepth));
-  const int64_t deep = std::max<int64_t>(1, Pieces(depth, blocks));  // nearly equal ones
-  const int64_t group = std::max<int64_t>(1, kLaid / (kPanel * std::max<int64_t>(1, depth)));
-  int64_t most = kMostRows;
-  while (most > kFewestRows && Pieces(rows, most) < 4 * pool.num_threads()) most /= 2;
-  const int64_t high = Pieces(Pieces(rows, Pieces(rows, most)), kTall) * kTall;
-  thread_local Floats own;
-  for (int64_t side = 0; side < columns; side += group * kPanel) {
-    const int64_t wide = std::min(columns - side, group * kPanel), panels = Pieces(wide, kPanel);
-    own.resize(panels * depth * kPanel);
-    float* laid = own.data();  // of each block of the depth its panels
-    const auto place = [=](int64_t begin, int64_t p) {
-      return laid + (begin * panels + p * std::min(deep, depth - begin)) * kPanel;
-    };
-    native::Share(pool, panels, [&](int64_t p) {
-      const int64_t left = side + p * kPanel;
-      for (int64_t begin = 0; begin < depth; begin += deep) {
-        const float* from = w.typed_data() + (turned ? left * row + begin : begin * row + left);
-        Lay(from, row, turned, std::min(deep, depth - begin), columns - left, place(begin, p));
-      }
-    });
-    native::Share(pool, Pieces(rows, high), [&](int64_t task) {
-      const int64_t top = task * high, count = std::min(high, rows - top);
-      float* to = out->typed_data() + top * columns + side;
-      for (int64_t first = 0; first < panels; first += kSide) {  // what is added to stays near
-        for (int64_t begin = 0; begin < depth; begin += deep) {
-          const float* from = x.typed_data() + top * depth + begin;
-          for (int64_t p = first; p < std::min(panels, first + kSide); ++p) {
-            (begin == 0 ? Column<false> : Column<true>)(
-                count, from, depth, place(begin, p), std::min(deep, depth - begin),
-                wide - p * kPanel, to + p * kPanel, columns);
-          }
-        }
-      }
-    });
-  }
-  return ffi::Error::Success();
 }
 
 ffi::Error Gradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> y,
@@ -165,14 +81,6 @@ ffi::Error Gradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<f
 }
 
 }  // namespace
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(aludel_training_product, Product,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Ret<ffi::Buffer<ffi::F32>>()
-                                  .Attr<bool>("turned"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(aludel_weight_gradient, Gradient,
                               ffi::Ffi::Bind()

@@ -1,13 +1,11 @@
-"""Products in C++ against XLA's, and who chooses them."""
+"""The gradient of a weight in C++ against XLA's."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aludel.errors import UserError
-from aludel.model import DecoderConfig, Execution, init_params, make_apply
-from aludel.model.kernels import choosing, products
+from aludel.model.kernels import products
 
 compiled = pytest.mark.skipif(products.obstacle() is not None, reason=str(products.obstacle()))
 
@@ -24,65 +22,5 @@ def normal(seed, *shape):
 def test_it_is_the_product_of_the_transposed(depth, rows, columns):
     x, y = normal(depth, depth, rows), normal(rows, depth, columns)
     want = np.asarray(x, np.float64).T @ np.asarray(y, np.float64)
-    found = jax.jit(products.native_gradient)(x, y)
+    found = jax.jit(products.transposed_product)(x, y)
     np.testing.assert_allclose(found, want, atol=4e-6 * depth**0.5 + 1e-6)
-
-
-@compiled
-@pytest.mark.parametrize("turned", [False, True])
-@pytest.mark.parametrize("depth", [1, 7, 256, 300, 700])
-@pytest.mark.parametrize(
-    "rows, columns", [(1, 1), (5, 33), (12, 32), (100, 70), (193, 513), (400, 40), (3, 5000)]
-)
-def test_it_is_the_product(rows, columns, depth, turned):
-    x, w = normal(depth, rows, depth), normal(rows, depth, columns)
-    want = np.asarray(x, np.float64) @ np.asarray(w, np.float64)
-    w = w.T if turned else w
-    found = jax.jit(products.native_product, static_argnums=2)(x, w, turned)
-    np.testing.assert_allclose(found, want, atol=4e-6 * depth**0.5 + 1e-6)
-
-
-@compiled
-@pytest.mark.parametrize(
-    "changes", [dict(bias=True, tied=True), dict(activation="swiglu", kv_heads=1, token_shift=1)]
-)
-def test_gradients_of_a_decoder_agree(changes):
-    config = DecoderConfig(vocab_size=50, layers=2, width=32, heads=2, context=96, **changes)
-    params = init_params(config, Execution(), jax.random.key(0))
-    ids = np.random.default_rng(0).integers(0, 50, (4, 97)).astype(np.int32)
-    batch = {"tokens": ids[:, :-1], "targets": ids[:, 1:]}
-
-    def gradients(name):
-        apply = make_apply(config, Execution(products=name))
-        return jax.jit(jax.grad(lambda p: apply(p, batch)["logp"].mean()))(params)
-
-    for a, b in zip(*map(jax.tree.leaves, map(gradients, ("native", "xla"))), strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-6, rtol=2e-4)
-
-
-def test_the_choice_says_why(monkeypatch):
-    monkeypatch.setattr(products, "obstacle", lambda: None)
-    choose = products.choose_products
-    assert choose("auto", "cpu", "float32", 1)[0] == "native"
-    assert choose("xla", "cpu", "float32", 1) == ("xla", "asked for")
-    for backend, dtype, devices, why in (
-        ("gpu", "float32", 1, "the backend is gpu"),
-        ("cpu", "bfloat16", 1, "not bfloat16"),
-        ("cpu", "float32", 8, "a mesh of 8"),
-    ):
-        name, reason = choose("auto", backend, dtype, devices)
-        assert name == "xla" and why in reason
-        with pytest.raises(UserError, match="products = native cannot be used"):
-            choose("native", backend, dtype, devices)
-
-
-def test_without_a_compiler_xla_does_it(monkeypatch, capfd):
-    monkeypatch.setattr(products, "obstacle", lambda: "there is no C++ compiler")
-    monkeypatch.setattr(products, "BY_NATIVE", None)  # a call would fail
-    choosing.say.cache_clear()
-    x, y = normal(0, 300, 5), normal(1, 300, 7)
-    found = products.products_by("auto", 1).gradient(x, y)
-    np.testing.assert_allclose(found, np.asarray(x).T @ np.asarray(y), atol=1e-4)
-    assert "products: xla (native ones are faster, but there is no C++" in capfd.readouterr().err
-    with pytest.raises(UserError, match="no C\\+\\+ compiler"):
-        products.products_by("native", 1).straight(x.T, x)

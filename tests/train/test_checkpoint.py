@@ -172,7 +172,7 @@ def test_full_disk_is_an_error_and_harms_nothing(tmp_path):
     limit = max(len(data) for data in before.values()) // 2
     full = runs.run([sys.executable, "-c", LIMITED, str(limit), *words, "--steps", "8"])
     assert full.returncode == 2, full.stderr
-    kernels = ("attention: ", "products: ", "decoding: ")  # which were picked
+    kernels = ("attention: ", "training: ", "decoding: ")  # which were picked
     told = [line for line in full.stderr.splitlines() if not line.startswith(kernels)]
     assert len(told) == 1, full.stderr
     (last,) = told
