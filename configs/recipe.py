@@ -79,9 +79,9 @@ GPU = dataclasses.replace(
             LAPTOP.pretrain.model, layers=8, width=512, heads=8, context=512, dtype="bfloat16"
         ),
         tokenizer="bpe:4096",
-        steps=1500,
+        steps=800,
         batch=64,
-        eval_every=500,
+        eval_every=200,
         eval_tokens=65536,
     ),
     sft=dataclasses.replace(LAPTOP.sft, batch=32),

@@ -39,7 +39,8 @@ def make_stream(
         keys = row_keys(key, jnp.arange(1))
         limit = jnp.full(1, sampling.max_tokens, jnp.int32)
         slots = prompt.shape[1] + sampling.max_tokens - 1 + sampling.lookup
-        return prefill(decoder, sampling, ready(params), prompt, mask, keys, limit, slots)
+        about = (keys, limit, jnp.full(len(prompt), sampling.temperature))
+        return prefill(decoder, sampling, ready(params), prompt, mask, *about, slots)
 
     @partial(jax.jit, donate_argnums=(1, 2))
     def go_on(params: Any, rows: Rows, cache: Cache) -> tuple[Rows, Cache]:

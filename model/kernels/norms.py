@@ -25,8 +25,8 @@ def _call(name: str, shapes: tuple[tuple[int, ...], ...], *inputs: Array, **sett
 
 
 def _there(x: Array | None) -> Array:
-    """An array without elements in place of none."""
-    return jnp.zeros(0, jnp.float32) if x is None else x
+    """f32[width], or without elements where there is none: what is not trained may be narrower."""
+    return jnp.zeros(0, jnp.float32) if x is None else x.astype(jnp.float32)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -53,8 +53,8 @@ def _backward(centred, eps, saved, grad):
     by_x, by_scale, by_bias = _call(HANDLERS[1], shapes, *inputs, centred=centred)
     return (
         by_x.reshape(x.shape),
-        None if scale is None else by_scale,
-        None if bias is None else by_bias,
+        None if scale is None else by_scale.astype(scale.dtype),
+        None if bias is None else by_bias.astype(bias.dtype),
     )
 
 
