@@ -47,6 +47,19 @@ class SamplingConfig:
             raise UserError(f"lookup must not be negative, not {self.lookup}")
 
 
+def temperature_of(sampling: SamplingConfig, given: float | None) -> float:
+    """The temperature of a call: `given`, or where it is None that of the settings. `UserError`
+    where it is not above 0, or the settings take the likeliest token, which is another program."""
+    if given is None:
+        return sampling.temperature
+    if given <= 0 or sampling.temperature == 0:
+        raise UserError(
+            f"temperature {given} of a call, {sampling.temperature} of the settings: both must be "
+            "above 0; make another sampler to take the likeliest token"
+        )
+    return given
+
+
 def truncate(logits: Array, top_k: int, top_p: float) -> Array:
     """`logits` [..., V] with the tokens that top-k and top-p leave out at -inf.
 

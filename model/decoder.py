@@ -284,15 +284,15 @@ class Decoder(nn.Module):
         segment_ids: i32[B, T], tokens see only their own segment (with a cache: 0 is padding,
         and they must be given). row_keys: [B] keys for dropout; None computes without noise.
         asked: i32[b, t], places in the tokens flattened: hidden states [b, t, width] of these
-        alone, which is all that is computed behind the last attention.
+        alone, all that is computed behind the last attention (under a scan: the last block).
         """
         c = self.config
         rows, length = tokens.shape
         if cache is not None:
             kernels = cached_kernels(self.execution.decoding, rows, length)
         else:
-            asked_for = "xla" if self.is_initializing() else self.execution.training
-            kernels = training_kernels(asked_for, c.dtype, self.mesh)
+            requested = "xla" if self.is_initializing() else self.execution.training
+            kernels = training_kernels(requested, c.dtype, self.mesh)
         if positions is None:
             start = 0 if cache is None else cache.filled[:, None]
             positions = jnp.broadcast_to(start + jnp.arange(length), (rows, length))

@@ -35,28 +35,6 @@ class Projection(nn.Module):
         return y.reshape(*x.shape[:-1], self.features)
 
 
-class Norm(nn.Module):
-    """LayerNorm or RMSNorm over the last axis, computed in float32."""
-
-    kind: str
-    eps: float
-    affine: bool
-    bias: bool = False
-    normalise: Callable[..., Array] | None = None  # None: that of this file
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        scale = bias = None
-        if self.affine:
-            ones = nn.with_partitioning(nn.initializers.ones_init(), ("norm",))
-            scale = self.param("scale", ones, x.shape[-1:])
-            if self.bias and self.kind == "layernorm":
-                zeros = nn.with_partitioning(nn.initializers.zeros_init(), ("norm",))
-                bias = self.param("bias", zeros, x.shape[-1:])
-        by = self.normalise or normalise
-        return by(x, scale, bias, self.kind == "layernorm", self.eps)
-
-
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def normalise(
     x: Array, scale: Array | None, bias: Array | None, centred: bool, eps: float
@@ -98,6 +76,27 @@ def _normalise_backward(centred, eps, saved, grad):
 
 
 normalise.defvjp(_normalise_forward, _normalise_backward)
+
+
+class Norm(nn.Module):
+    """LayerNorm or RMSNorm over the last axis, computed in float32."""
+
+    kind: str
+    eps: float
+    affine: bool
+    bias: bool = False
+    normalise: Callable[..., Array] = normalise
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        scale = bias = None
+        if self.affine:
+            ones = nn.with_partitioning(nn.initializers.ones_init(), ("norm",))
+            scale = self.param("scale", ones, x.shape[-1:])
+            if self.bias and self.kind == "layernorm":
+                zeros = nn.with_partitioning(nn.initializers.zeros_init(), ("norm",))
+                bias = self.param("bias", zeros, x.shape[-1:])
+        return self.normalise(x, scale, bias, self.kind == "layernorm", self.eps)
 
 
 class Table(nn.Module):

@@ -45,8 +45,9 @@ def make_apply(
     for scores, `targets`, i32[rows, ..., time]; optional `positions`, `segment_ids`,
     `temperature` [rows] and `row` [rows], a row's number in the global batch. With a key and
     `config.dropout`, noise is drawn for each row by `fold_in(key, row)`. With `asked` i32[b, t],
-    places in the tokens flattened, only what comes after these tokens is computed and returned,
-    [b, t]; `targets` [b, t] and `temperature` [b] are theirs.
+    places in the tokens flattened, only what is said of these tokens is computed behind the last
+    attention (where blocks are scanned, behind the last block) and returned, [b, t]; `targets`
+    [b, t] and `temperature` [b] are theirs. There is no dropout then.
     """
     decoder = Decoder(config, execution, mesh)
     gradient = gradient_by(execution.training, 1 if mesh is None else mesh.size)
@@ -69,6 +70,8 @@ def make_apply(
 
         row_keys = None
         if key is not None and config.dropout > 0:
+            if batch.get("asked") is not None:
+                raise ValueError("dropout draws its noise by row: ask for all tokens of the rows")
             row_keys = _row_keys(key, batch.get("row", jnp.arange(shape[0])), rows)
         hidden = decoder.apply(
             {"params": params},

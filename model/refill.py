@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from .choice import SamplingConfig
+from .choice import SamplingConfig, temperature_of
 from .config import DecoderConfig
 from .decoder import Cache, Decoder, LayerCache, make_cache
 from .decoding import Rows, prefill, row_keys, step
@@ -44,7 +44,7 @@ def make_generator(
 
     prompts: token ids of each, of any length. limits: the most new tokens of each prompt (at
     most, and where not given, sampling.max_tokens). temperature: a number in place of sampling's,
-    where that is not 0. Token t of prompt b is drawn with `fold_in(fold_in(key, b), t)`, as
+    both above 0. Token t of prompt b is drawn with `fold_in(fold_in(key, b), t)`, as
     `make_sampler` does. bucket: each multiple of it that a prompt's length falls to is compiled.
     """
     execution = for_decoding(execution, config.dtype, mesh)
@@ -97,7 +97,7 @@ def make_generator(
         check_room(config, sampling, width)
         limits = np.full(len(prompts), sampling.max_tokens) if limits is None else limits
         limits = np.clip(np.asarray(limits, np.int32), 0, sampling.max_tokens)
-        given = jnp.float32(sampling.temperature if temperature is None else temperature)
+        given = jnp.float32(temperature_of(sampling, temperature))
         params = prepare(params)
         count = min(rows, len(prompts))
         slots = width + sampling.max_tokens - 1 + sampling.lookup

@@ -14,7 +14,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from ..errors import UserError
-from .choice import SamplingConfig
+from .choice import SamplingConfig, temperature_of
 from .config import DecoderConfig
 from .decoder import Cache, Decoder, grow
 from .decoding import Rows, prefill, row_keys, step
@@ -66,7 +66,7 @@ def make_sampler(
 
     prompts i32[B, P], padded on the left, mask bool[B, P] true on real tokens, limits i32[B] the
     most new tokens of each row (at most, and where not given, sampling.max_tokens), temperature a
-    number in place of sampling's, where that is not 0. The noise of row b at its t-th token comes
+    number in place of sampling's, both above 0. The noise of row b at its t-th token comes
     from `fold_in(fold_in(key, b), t)`; give a fresh key each time.
     """
     execution = for_decoding(execution, config.dtype, mesh)
@@ -110,8 +110,8 @@ def make_sampler(
         check_room(config, sampling, width)
         if limits is None:
             limits = jnp.full(count, sampling.max_tokens)
-        given = sampling.temperature if temperature is None else temperature
-        return run(prepare(params), prompts, mask, key, limits, jnp.float32(given))
+        given = jnp.float32(temperature_of(sampling, temperature))
+        return run(prepare(params), prompts, mask, key, limits, given)
 
     return sample
 

@@ -34,12 +34,10 @@ def comparisons(
 def ranked(examined: Examined, completions: int, flipped: float, seed: int) -> list[dict[str, Any]]:
     """The same of answers that lie there, `completions` to a question, one after another."""
     coin = random.Random(f"comparisons {seed}")
-    out = []
+    scores, out = examined.scores, []  # once: they are computed from the verdicts of all
     for begin in range(0, len(examined.questions), completions):
         numbers = range(begin, begin + completions)
-        found = {
-            examined.texts[n]: examined.scores[n] for n in numbers if examined.answers.ended[n]
-        }
+        found = {examined.texts[n]: scores[n] for n in numbers if examined.answers.ended[n]}
         turned = coin.random() < flipped
         if len(set(found.values())) < 2:
             continue  # nothing is better than anything

@@ -62,8 +62,8 @@ def make_iteration(
     from are those of the sampling (see `check_first`); where they are not, no state is given."""
     apply, loss = parts.apply, parts.loss
     undivided = config.minibatches == config.accumulation == 1 and not parts.text
-    # Of rows that are divided, or lie on several devices, all tokens are asked for: a place among
-    # those flattened is then elsewhere.
+    # Of rows that are divided all tokens are asked for: a place among those flattened is then
+    # elsewhere; and of rows on several devices: the tokens would have to travel.
     columns = config.new_tokens if undivided and parts.devices == 1 else None
     unit = config.minibatches * config.accumulation * parts.devices
     settings = {"guard": parts.guard, "shardings": parts.shardings}
@@ -136,7 +136,8 @@ def make_iteration(
         if parts.text:
             batch["ptx"] = parts.place(spread(parts.text(number), len(batch["tokens"])))
         for chosen in turns:
-            part = batch if columns else parts.place(chosen_rows(batch, chosen))
+            whole = "asked" in batch  # and not to be divided
+            part = batch if whole else parts.place(chosen_rows(batch, chosen))
             state, figures = update(state, part, key)
             metrics.append(figures)
         means = jax.tree.map(lambda *x: jnp.stack(x).mean(), *metrics)

@@ -67,10 +67,12 @@ def pack(
 ) -> Packed:
     """The rollouts in rows of `length` tokens; the number of rows is a multiple of `unit`. Which
     share a row depends on their lengths and on `key`. answers: networks are asked only for the
-    last so many columns of the rollouts, where the answers stand; such rows are not divided."""
+    last so many columns of the rollouts, where the answers stand, unless these are more than all
+    tokens of the rows; what is asked so is not divided."""
     _, real = jax.device_get(whole(rollout))
     rows = plan(real > 0, length, unit, key)
-    inputs = _inputs(rollout, rows) if answers is None else _asked(rollout, rows, answers)
+    fewer = answers is not None and len(real) * answers < rows.row.size
+    inputs = _asked(rollout, rows, answers) if fewer else _inputs(rollout, rows)
     return Packed(rollout, rows, inputs)
 
 

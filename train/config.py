@@ -475,11 +475,16 @@ def to_json(config: Any) -> dict:
     return dataclasses.asdict(config)
 
 
+RENAMED = {(Execution, "gradients"): "training"}
+"""What runs of before call by another name."""
+
+
 def from_json(kind: type, values: Any, where: str) -> Any:
     """A config of dataclass `kind` from JSON values; `where` names the file in an error."""
     if not isinstance(values, dict):
         raise UserError(f"{where}: must be an object, not {type(values).__name__}")
     hints = typing.get_type_hints(kind)
+    values = {RENAMED.get((kind, name), name): value for name, value in values.items()}
     for name in values:
         if name not in hints:
             raise UserError(f"{where}: unknown key {name!r}{nearest(name, hints)}")

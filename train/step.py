@@ -124,7 +124,7 @@ def make_loss_and_grads(
         return value, _like(grads, param_shardings), terms
 
     def loss_and_grads(params: Any, batch: Batch, key: Array | None):
-        rows = jax.tree.leaves(batch)[0].shape[0]
+        rows = batch.get("loss_mask", jax.tree.leaves(batch)[0]).shape[0]
         _check_split(rows, accumulation, mesh)
         batch = {**batch, "row": jnp.arange(rows, dtype=jnp.int32)}
         if accumulation == 1:

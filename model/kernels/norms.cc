@@ -2,6 +2,7 @@
 // once, and what is asked of it several times comes from the nearest cache.
 
 #include <cmath>
+#include <utility>
 
 #include "native.h"
 
@@ -44,6 +45,10 @@ inline float Mean(int64_t count, Body body) {
   return total / count;
 }
 
+bool Wrong(const ffi::Buffer<ffi::F32>& x, int64_t width) {
+  return x.element_count() && static_cast<int64_t>(x.element_count()) != width;
+}
+
 // y = (x - mean) / sqrt(variance + eps) * scale + bias of each row of x [rows, width]; scale and
 // bias have no element where there are none. Also the mean (0 where not centred) and 1 / sqrt.
 ffi::Error Norm(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> scale,
@@ -53,6 +58,9 @@ ffi::Error Norm(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::
   const int64_t rows = x.dimensions()[0], width = x.dimensions()[1];
   const float* scales = scale.element_count() ? scale.typed_data() : nullptr;
   const float* biases = bias.element_count() ? bias.typed_data() : nullptr;
+  if (Wrong(scale, width) || Wrong(bias, width)) {
+    return ffi::Error::InvalidArgument("scale and bias must be as wide as x");
+  }
   native::Share(pool, (rows + kRows - 1) / kRows, [&](int64_t task) {
     for (int64_t row = task * kRows; row < std::min(rows, (task + 1) * kRows); ++row) {
       const float* in = x.typed_data() + row * width;
@@ -86,10 +94,11 @@ ffi::Error Gradient(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<f
   const int64_t tasks = (rows + kRows - 1) / kRows;
   const bool scaled = by_scale->element_count(), biased = by_bias->element_count();
   const float* scales = scaled ? scale.typed_data() : nullptr;
-  Floats sums(2 * width * tasks);
+  if (Wrong(scale, width)) return ffi::Error::InvalidArgument("scale must be as wide as x");
+  Floats sums(scaled || biased ? 2 * width * tasks : 0);
   native::Share(pool, tasks, [&](int64_t task) {
-    float* of_scale = sums.data() + 2 * width * task;
-    float* of_bias = of_scale + width;
+    float* of_scale = scaled || biased ? sums.data() + 2 * width * task : nullptr;
+    float* of_bias = scaled || biased ? of_scale + width : nullptr;
     thread_local Floats normal, slope;
     normal.resize(width);
     slope.resize(width);

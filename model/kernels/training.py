@@ -41,7 +41,7 @@ def _chosen(requested: str, dtype: str, devices: int) -> str:
 @functools.cache
 def gradient_by(requested: str, devices: int) -> Product:
     """`gradient(x, y)`: x [M, K] transposed @ y [M, N], float32, by what `Execution.training` asks
-    for. It is chosen where a backward pass comes to it."""
+    for, chosen at the dtype of x."""
 
     def gradient(x: Array, y: Array) -> Array:
         native = _chosen(requested, x.dtype.name, devices) == "native"

@@ -70,6 +70,13 @@ def test_what_is_asked_for_is_what_all_would_give(execution):
         np.testing.assert_allclose(a, b, atol=2e-4)
 
 
+def test_dropout_is_drawn_for_whole_rows_only():
+    config = DecoderConfig(**BASE, dropout=0.1)
+    batch = {**_batch(), "asked": jnp.zeros((4, 1), jnp.int32)}
+    with pytest.raises(ValueError, match="dropout"):
+        make_apply(config)(init_params(config), batch, ("hidden",), jax.random.key(0))
+
+
 def test_leading_axes_are_flattened():
     config = DecoderConfig(**BASE)
     params, apply, batch = init_params(config), make_apply(config), _batch(4)

@@ -17,12 +17,12 @@ def normal(seed, *shape):
 
 @compiled
 @pytest.mark.parametrize("centred", [True, False])
-@pytest.mark.parametrize("affine", ["neither", "scale", "both"])
+@pytest.mark.parametrize("affine", ["neither", "scale", "bias", "both"])
 @pytest.mark.parametrize("shape", [(1, 1), (3, 7), (2, 65, 48), (5, 33, 3, 50)])
 def test_norms_and_their_gradients_agree(shape, affine, centred):
     x, towards = 3 * normal(0, *shape) + 1, normal(1, *shape)
-    scale = None if affine == "neither" else normal(2, shape[-1])
-    bias = normal(3, shape[-1]) if affine == "both" else None
+    scale = normal(2, shape[-1]) if affine in ("scale", "both") else None
+    bias = normal(3, shape[-1]) if affine in ("bias", "both") else None
 
     def by(function):
         def total(x, scale, bias):
@@ -35,6 +35,14 @@ def test_norms_and_their_gradients_agree(shape, affine, centred):
     found, want = by(norms.native_normalise), by(normalise)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5, rtol=2e-5)
+
+
+@compiled
+def test_scale_and_bias_may_be_narrower():
+    x, scale, bias = normal(0, 5, 40), normal(1, 40), normal(2, 40)
+    narrow, wide = scale.astype("bfloat16"), scale.astype("bfloat16").astype("float32")
+    found = norms.native_normalise(x, narrow, bias, True, 1e-5)
+    np.testing.assert_allclose(found, normalise(x, wide, bias, True, 1e-5), atol=1e-5)
 
 
 @compiled

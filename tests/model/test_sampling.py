@@ -124,6 +124,14 @@ def test_a_temperature_may_be_given_with_each_call():
         np.testing.assert_array_equal(got.tokens, want.tokens)
         np.testing.assert_allclose(got.logp, want.logp, atol=1e-6)
     assert (got.tokens != sample(params, *padded, key).tokens).any()
+    generate = make_generator(config, SamplingConfig(max_tokens=16), execution, rows=2)
+    refilled = generate(params, PROMPTS, key, temperature=1.7)
+    np.testing.assert_array_equal(refilled.tokens, got.tokens)
+    with pytest.raises(UserError, match="above 0"):
+        sample(params, *padded, key, temperature=0.0)
+    greedy = make_generator(config, SamplingConfig(max_tokens=16, temperature=0.0), execution)
+    with pytest.raises(UserError, match="likeliest"):
+        greedy(params, PROMPTS, key, temperature=0.5)
 
 
 def test_noise_is_fresh_for_each_key_row_and_step():

@@ -7,7 +7,8 @@ import pytest
 
 from aludel.errors import UserError
 from aludel.model import DecoderConfig, Execution, init_params, make_apply
-from aludel.model.kernels import choosing, products, training
+from aludel.model.kernels import choosing, norms, products, training
+from aludel.model.layers import normalise
 
 compiled = pytest.mark.skipif(training.obstacle() is not None, reason=str(training.obstacle()))
 
@@ -57,10 +58,14 @@ def test_the_choice_says_why(monkeypatch):
 def test_without_a_compiler_xla_does_it(monkeypatch, capfd):
     monkeypatch.setattr(training, "obstacle", lambda: "there is no C++ compiler")
     monkeypatch.setattr(products, "transposed_product", None)  # a call would fail
+    monkeypatch.setattr(norms, "native_normalise", None)
     choosing.say.cache_clear()
     x, y = normal(0, 300, 5), normal(1, 300, 7)
     found = training.gradient_by("auto", 1)(x, y)
     np.testing.assert_allclose(found, np.asarray(x).T @ np.asarray(y), atol=1e-4)
+    about = (None, None, True, 1e-5)
+    kernels = training.training_kernels("auto", "float32", None)
+    np.testing.assert_allclose(kernels.normalise(x, *about), normalise(x, *about), atol=1e-6)
     assert "training: xla (native ones are faster, but there is no C++" in capfd.readouterr().err
     with pytest.raises(UserError, match="no C\\+\\+ compiler"):
         training.gradient_by("native", 1)(x, y)

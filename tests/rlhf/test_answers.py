@@ -1,11 +1,20 @@
 """Answers to many prompts come in the prompts' order, and their log-probs are the networks'."""
 
+from functools import partial
+
 import jax
 import numpy as np
 
-from aludel.model import DecoderConfig, Execution, SamplingConfig, init_params, make_apply
+from aludel.model import (
+    DecoderConfig,
+    Execution,
+    SamplingConfig,
+    init_params,
+    make_apply,
+    make_sampler,
+)
 from aludel.rlhf import answers, reading
-from aludel.rlhf.answers import draw, make_drawer
+from aludel.rlhf.answers import draw, in_batches, make_drawer
 
 CONFIG = DecoderConfig(
     vocab_size=31, layers=2, width=32, heads=2, context=128, embedding_init_std=1.0
@@ -27,6 +36,11 @@ def test_many_are_drawn_as_one_is(monkeypatch):
         alone = draw(generate, params, [prompts[number]], jax.random.key(2))
         np.testing.assert_array_equal(alone.ids[0], together.ids[number])
         np.testing.assert_allclose(alone.logp[0], together.logp[number], atol=1e-4)
+    sample = make_sampler(CONFIG, sampling, Execution())
+    batches = draw(partial(in_batches, sample, 64), params, prompts, jax.random.key(3))
+    for mine, other in zip(batches.ids, together.ids, strict=True):
+        np.testing.assert_array_equal(mine, other)
+    np.testing.assert_allclose(batches.logp, together.logp, atol=1e-4)
     for ids, ended in zip(together.ids, together.ended, strict=True):
         assert (ids[-1] == 5) == ended
     # Packed into rows, the same policy finds the same log-probs.

@@ -58,6 +58,12 @@ def test_only_the_answers_are_asked_for(params, rollout):
     assert answers.by_input(said).shape == answers.inputs["targets"].shape
 
 
+def test_where_answers_are_more_than_all_tokens_these_are_asked_for(rollout):
+    wide = rollout["loss_mask"].shape[1]
+    assert "asked" not in pack(rollout, LENGTH, answers=wide).inputs
+    assert "asked" in pack(rollout, LENGTH, answers=12).inputs
+
+
 def test_a_score_is_the_value_at_the_last_token(params, rollout):
     apply = make_apply(CONFIG, Execution())
     answers = pack(rollout, LENGTH)

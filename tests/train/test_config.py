@@ -89,6 +89,11 @@ def test_what_json_must_not_hold(values, part):
         from_json(PretrainConfig, values, "config.json")
 
 
+def test_runs_of_before_can_be_read():
+    before = {"execution": {"gradients": "xla"}}  # by its name of then
+    assert from_json(PretrainConfig, before, "config.json").execution.training == "xla"
+
+
 def test_whole_numbers_are_floats_too():
     config = from_json(PretrainConfig, {"z_loss": 0, "optimizer": {"clip": 1}}, "config.json")
     assert config.z_loss == 0 and config.optimizer.clip == 1
