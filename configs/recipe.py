@@ -12,7 +12,7 @@ LAPTOP = Recipe(
     pretrain=dataclasses.replace(
         DEMO["demo"],
         model=dataclasses.replace(DEMO["demo"].model, matching_init=True),
-        steps=600,
+        steps=700,
         optimizer=dataclasses.replace(
             DEMO["demo"].optimizer,
             learning_rate=0.03,
@@ -46,8 +46,9 @@ LAPTOP = Recipe(
     reward=RewardConfig(
         batch=8,
         context=160,
+        logp_weight=0.04,
         optimizer=OptimizerConfig(
-            learning_rate=4e-4, beta2=0.99, schedule="linear", warmup=10, final=0.0
+            learning_rate=1e-3, beta2=0.99, schedule="linear", warmup=10, final=0.0
         ),
         eval_every=50,
         prompts=(),
@@ -88,7 +89,7 @@ GPU = dataclasses.replace(
     reward=dataclasses.replace(
         LAPTOP.reward,
         batch=16,
-        optimizer=dataclasses.replace(LAPTOP.reward.optimizer, learning_rate=1.5e-4),
+        optimizer=dataclasses.replace(LAPTOP.reward.optimizer, learning_rate=4e-4),
     ),
     ppo=dataclasses.replace(
         LAPTOP.ppo,

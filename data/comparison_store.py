@@ -122,9 +122,10 @@ class ComparisonRows:
     """The rows of one store for completions of `length` tokens, as `PackedRows` has those of text.
 
     A row of L = `room` tokens holds as many whole comparisons as fit, of their completions none
-    that sees another: `tokens`, `positions` and `segment_ids` i32[L], and of its C comparisons of
-    K = `most` completions `last` i32[C, K], where in the row each ends, `ranks` i32[C, K], MISSING
-    where there is none, and `margins` f32[C, K, K].
+    that sees another: `tokens`, `targets`, `positions` and `segment_ids` i32[L], `loss_mask`
+    f32[L], 1 where the target is the answer's, and of its C comparisons of K = `most` completions
+    `last` i32[C, K], where in the row each ends, `ranks` i32[C, K], MISSING where there is none,
+    and `margins` f32[C, K, K].
     """
 
     def __init__(self, store: ComparisonStore, length: int, most: int, room: int, key: int):
@@ -142,8 +143,10 @@ class ComparisonRows:
         nothing = np.zeros((rows, self._length), np.int32)
         return {
             "tokens": nothing,
+            "targets": nothing.copy(),
             "positions": nothing.copy(),
             "segment_ids": nothing.copy(),
+            "loss_mask": np.zeros((rows, self._length), np.float32),
             "last": np.zeros((*lead, most), np.int32),
             "ranks": np.full((*lead, most), MISSING, np.int32),
             "margins": np.zeros((*lead, most, most), np.float32),
@@ -160,7 +163,10 @@ class ComparisonRows:
                 for number, ids in enumerate(several):
                     segment += 1
                     here = slice(begin, begin + len(ids))
+                    answer = slice(begin + len(store.template.prompt_in(ids)) - 1, here.stop - 1)
                     batch["tokens"][at, here] = ids
+                    batch["targets"][at, begin : here.stop - 1] = ids[1:]
+                    batch["loss_mask"][at, answer] = 1
                     batch["positions"][at, here] = np.arange(len(ids))
                     batch["segment_ids"][at, here] = segment
                     begin = here.stop

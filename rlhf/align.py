@@ -80,7 +80,7 @@ def begin(config: PpoConfig, mesh: Mesh, key: Array) -> tuple[Any, str]:
     policy, parent = begin_from(config, mesh, key)
     if config.reward:
         path, weight = weighted(config.reward[0])
-        critic, _ = load_reward(find_run(path), mesh, config.execution)
+        critic = load_reward(find_run(path), mesh, config.execution).params
         head = jax.tree.map(lambda x: weight * x, critic["scalar_head"])
         critic = {**critic, "scalar_head": head}
     else:

@@ -16,7 +16,7 @@ from ..model import DecoderConfig, Execution, SamplingConfig
 from ..train.restore import load_params
 from ..train.run import Run
 from .answers import draw, make_drawer
-from .reading import read, score_by
+from .reading import Read, read
 
 FILE = "normalisation.json"
 PROMPTS, NEW_TOKENS = 256, 128
@@ -51,7 +51,7 @@ def prompts_of(store: ComparisonStore, room: int, count: int = PROMPTS) -> list[
 
 
 def normalisation(
-    apply: Any,
+    score: Read,
     params: Any,
     policy: Any,
     policy_model: DecoderConfig,
@@ -63,7 +63,7 @@ def normalisation(
 ) -> Normalisation:
     """Measured on answers that the policy draws, at temperature 1, to prompts of the store.
 
-    apply, params: the reward model's. Answers have up to NEW_TOKENS tokens, prompt and answer up to
+    score, params: the reward model's. Answers have up to NEW_TOKENS tokens, prompt and answer up to
     `length`. Raises UserError where no prompt leaves room, or all scores are the same.
     """
     new = min(NEW_TOKENS, length // 2)
@@ -72,22 +72,28 @@ def normalisation(
         raise UserError(f"no prompt leaves room for {new} tokens in {length}: make context longer")
     sampling = SamplingConfig(max_tokens=new, stop=(store.template.end,))
     generate = make_drawer(policy_model, sampling, execution, mesh)
-    scores = read(score_by(apply), params, draw(generate, policy, prompts, key))
+    scores = read(score, params, draw(generate, policy, prompts, key))
     deviation = float(np.std(scores))
     if not deviation > 0:
         raise UserError("the reward model gives every answer the same score: nothing to normalise")
     return Normalisation(1.0 / deviation, -float(np.mean(scores)) / deviation, len(prompts))
 
 
-def load_reward(
-    run: Run, mesh: Mesh, execution: Execution, which: str = "newest"
-) -> tuple[Any, dict]:
-    """(parameters, meta) of a reward run, its scores normalised where that was measured for this
-    checkpoint. Raises UserError for any other run."""
+class RewardModel(NamedTuple):
+    """What scores answers (`reading.score_by`), its scores normalised where that was measured."""
+
+    params: dict
+    logp_weight: float
+    meta: dict
+
+
+def load_reward(run: Run, mesh: Mesh, execution: Execution, which: str = "newest") -> RewardModel:
+    """The reward model of a run. Raises UserError for any other run."""
     if run.stage() != "reward":
         raise UserError(f"{run.path}: a run of aludel {run.stage()}, not of aludel reward")
     params, meta = load_params(run, mesh, execution, which)
-    kept = run.read(FILE)
+    weight, kept = run.config().logp_weight, run.read(FILE)
     if kept.get("step") == meta["step"]:
         params = Normalisation(kept["gain"], kept["bias"], kept["prompts"]).apply_to(params)
-    return params, meta
+        weight *= kept["gain"]
+    return RewardModel(params, weight, meta)

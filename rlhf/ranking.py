@@ -4,10 +4,13 @@
 (Ouyang et al. 2022, equation 1; margins: Touvron et al. 2023).
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ..model import Apply
 from ..train import Loss, Term, sum_rows
 
 MISSING = -1
@@ -19,6 +22,23 @@ def scores_at(value: Array, last: Array) -> Array:
     return found.reshape(last.shape)
 
 
+def completion_scores(
+    apply: Apply, params: Any, batch: dict, logp_weight: float = 0.0, key: Array | None = None
+) -> Array:
+    """f32[rows, C, K]: the scalar head's number at each completion's last token, and `logp_weight`
+    times the log-prob of its answer, which takes `targets`, `loss_mask` and `positions` as well."""
+    want = ("value", "logp") if logp_weight else ("value",)
+    said, last = apply(params, batch, want=want, key=key), batch["last"]
+    score = scores_at(said["value"], last)
+    if not logp_weight:
+        return score
+    each = jnp.where(batch["loss_mask"] > 0, said["logp"], 0.0)
+    through = jnp.cumsum(each, axis=1)
+    first = last - scores_at(batch["positions"], last)
+    answer = scores_at(through, last) - scores_at(through - each, first)
+    return score + logp_weight * answer
+
+
 def better_pairs(ranks: Array) -> Array:
     """bool [..., K, K]: completion i is ranked before j (a lower rank is better; MISSING: there
     is none)."""
@@ -27,18 +47,17 @@ def better_pairs(ranks: Array) -> Array:
     return both & (ranks[..., :, None] < ranks[..., None, :])
 
 
-def ranking_loss() -> Loss:
+def ranking_loss(logp_weight: float = 0.0) -> Loss:
     """Terms `ranking`, a comparison's mean over its pairs, and `accuracy` over pairs (ties count
     half).
 
     The batch holds tokens [rows, time], `last` and `ranks` i32[rows, C, K] of C comparisons of K
     completions, and where comparisons have them `margins` [rows, C, K, K], how much i should be
-    ahead of j. Each completion is read once.
+    ahead of j. Each completion is read once. Scores are those of `completion_scores`.
     """
 
     def ranking(apply, params, batch, key):
-        value = apply(params, batch, want=("value",), key=key)["value"]
-        score = scores_at(value, batch["last"])
+        score = completion_scores(apply, params, batch, logp_weight, key)
         ahead = score[..., :, None] - score[..., None, :]
         pairs = better_pairs(batch["ranks"])
         count = pairs.sum(axis=(-2, -1)).astype(jnp.float32)

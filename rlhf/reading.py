@@ -10,7 +10,7 @@ from jax import Array
 
 from ..model import Apply
 from .answers import MULTIPLE, Answers
-from .packing import Packed, pack, unpacked
+from .packing import Packed, pack
 from .rollouts import Rollout
 
 AT_ONCE = 256  # answers
@@ -20,14 +20,31 @@ Read = Callable[[Any, Packed], Array]
 """(params, answers) -> f32[B]."""
 
 
-def score_by(apply: Apply) -> Read:
-    """The value at each answer's last token, jitted."""
+def score_by(apply: Apply, logp_weight: float = 0.0) -> Read:
+    """The value at each answer's last token, and `logp_weight` times the answer's log-prob at
+    temperature 1, jitted."""
+
+    def value(params: Any, inputs: dict, last: Array) -> Array:
+        return apply(params, {**inputs, "asked": last[:, None]}, want=("value",))["value"][:, 0]
+
+    def both(params: Any, inputs: dict, answers: Packed) -> tuple[Array, Array]:
+        """(values, log-probs) out of one pass."""
+        inputs, last = {**inputs, "targets": answers.inputs["targets"]}, answers.rows.last
+        if "asked" in answers.inputs:
+            inputs["asked"] = jnp.concatenate([answers.inputs["asked"], last[:, None]], axis=1)
+            inputs["targets"] = jnp.pad(inputs["targets"], ((0, 0), (0, 1)))
+        said = apply(params, inputs, want=("value", "logp"))
+        if "asked" in answers.inputs:
+            return said["value"][:, -1], total(said["logp"][:, :-1], answers)
+        return said["value"].reshape(-1)[last], total(said["logp"], answers)
 
     @jax.jit
     def score(params: Any, answers: Packed) -> Array:
         inputs = {name: answers.inputs[name] for name in ("tokens", "positions", "segment_ids")}
-        inputs["asked"] = answers.rows.last[:, None]
-        return apply(params, inputs, want=("value",))["value"][:, 0]
+        if not logp_weight:
+            return value(params, inputs, answers.rows.last)
+        values, logp = both(params, inputs, answers)
+        return values + logp_weight * logp
 
     return score
 
@@ -37,11 +54,15 @@ def logp_by(apply: Apply) -> Read:
 
     @jax.jit
     def logp(params: Any, answers: Packed) -> Array:
-        mask = answers.rollout["loss_mask"]
-        each = unpacked(answers.rows, apply(params, answers.inputs)["logp"], mask.shape[1])
-        return jnp.where(mask > 0, each, 0.0).sum(axis=1)
+        return total(apply(params, answers.inputs)["logp"], answers)
 
     return logp
+
+
+def total(logp: Array, answers: Packed) -> Array:
+    """f32[B]: of each answer, of what a network said of `answers.inputs`."""
+    mask = answers.figured["loss_mask"]
+    return jnp.where(mask > 0, answers.by_rollout(logp), 0.0).sum(axis=1)
 
 
 def read(function: Read, params: Any, answers: Answers) -> np.ndarray:

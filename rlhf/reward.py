@@ -20,7 +20,8 @@ from ..train.scoring import spread
 from ..train.stage import Evaluator, Stage, Trained, run_stage
 from .normalise import FILE, normalisation
 from .quality import quality
-from .ranking import MISSING, ranking_loss, scores_at
+from .ranking import MISSING, completion_scores, ranking_loss, scores_at
+from .reading import score_by
 
 
 def reward(config: RewardConfig) -> Path:
@@ -40,7 +41,7 @@ def evaluator(trained: Trained, asked: Callable[[], bool]) -> Evaluator:
 
     @jax.jit
     def scores(params: Any, batch: dict) -> jax.Array:
-        return scores_at(apply(params, batch, want=("value",))["value"], batch["last"])
+        return completion_scores(apply, params, batch, config.logp_weight)
 
     def evaluate(params: Any, whole: bool) -> dict:
         found = []
@@ -76,7 +77,7 @@ def normalise(trained: Trained, run: Run, params: Any, key: Array, say: Say) -> 
     model, execution, mesh = policy.config().model, config.execution, trained.mesh
     weights, _ = load_params(policy, mesh, execution, config.init_checkpoint)
     found = normalisation(
-        trained.apply,
+        score_by(trained.apply, config.logp_weight),
         params,
         weights,
         model,
@@ -100,7 +101,7 @@ REWARD = Stage(
     begin_from,
     sampler=lambda config, tokenizer, key, say: None,
     files=lambda tokenizer: {TEMPLATE: JINJA},
-    loss=lambda config: ranking_loss(),
+    loss=lambda config: ranking_loss(config.logp_weight),
     evaluator=evaluator,
     finish=normalise,
 )

@@ -49,8 +49,9 @@ def by_run(
     """The normalised scores of a reward run, its parameters as `kept` keeps them. Raises UserError
     where it cannot read the answers."""
     check_same_tokenizer(run, tokenizer)
-    params, _ = load_reward(run, mesh, execution)
-    params, score = kept(params), score_by(make_apply(run.config().model, execution, mesh))
+    model = load_reward(run, mesh, execution)
+    apply, params = make_apply(run.config().model, execution, mesh), kept(model.params)
+    score = score_by(apply, model.logp_weight)
     return lambda answers, prompts, completions: np.asarray(score(params, answers))
 
 

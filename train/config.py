@@ -233,6 +233,9 @@ class RewardConfig(FineTuneConfig):
     epochs: float = 1.0
     """How often the comparisons are seen, where `steps` is 0; more than once overfits (Ouyang et
     al. 2022)."""
+    logp_weight: float = 0.0
+    """What a nat of an answer's log-prob, as this network itself gives it, adds to its score. A
+    small decoder knows what is unlikely, but has no layer left to tell its scalar head."""
     completions: Annotated[int, tyro.conf.Fixed] = 2
     """The most that one comparison holds: filled in when the run begins."""
     compared_tokens: Annotated[int, tyro.conf.Fixed] = 0
@@ -250,8 +253,9 @@ class RewardConfig(FineTuneConfig):
 
     @property
     def flops_per_token(self) -> float:
-        """To train on one token; no token is compared with the vocabulary."""
-        return super().flops_per_token - 6.0 * self.model.vocab_size * self.model.width
+        """To train on one token; compared with the vocabulary only for `logp_weight`."""
+        vocabulary = 0.0 if self.logp_weight else 6.0 * self.model.vocab_size * self.model.width
+        return super().flops_per_token - vocabulary
 
 
 @dataclass(frozen=True)

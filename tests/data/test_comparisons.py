@@ -186,7 +186,11 @@ def test_rows_hold_each_comparison_once_an_epoch(tmp_path, tokenizer):
                 here = segments == segments[last[k]]
                 assert np.flatnonzero(here)[-1] == last[k]
                 np.testing.assert_array_equal(row["positions"][here], np.arange(here.sum()))
-                several.append(tuple(row["tokens"][here].tolist()))
+                ids = row["tokens"][here]
+                several.append(tuple(ids.tolist()))
+                np.testing.assert_array_equal(row["targets"][here][:-1], ids[1:])
+                answer = row["targets"][here][row["loss_mask"][here] > 0]
+                np.testing.assert_array_equal(answer, ids[len(template.prompt_in(ids)) :])
             if several:
                 seen.append((several, [int(rank) for rank in ranks if rank >= 0]))
         assert not row["tokens"][segments == 0].any()

@@ -58,11 +58,12 @@ def group_case(loss):
     return case
 
 
-def ranking_case(rng):
-    batch = {"tokens": text(rng, ROWS)["tokens"]}
+def ranking_case(rng, logp_weight=0.0):
+    batch = text(rng, ROWS)
+    batch["positions"] = np.tile(np.arange(TIME, dtype=np.int32), (ROWS, 1))
     batch["last"] = rng.integers(0, TIME, (ROWS, 2, 3)).astype(np.int32)
     batch["ranks"] = rng.integers(-1, 3, (ROWS, 2, 3)).astype(np.int32)
-    return ranking_loss(), batch
+    return ranking_loss(logp_weight), batch
 
 
 def dpo_case(rng):
@@ -80,6 +81,7 @@ def sft_case(rng):
 CASES = {
     "sft": sft_case,
     "ranking": ranking_case,
+    "ranking with log-probs": functools.partial(ranking_case, logp_weight=0.1),
     "ppo": ppo_case,
     "dpo": dpo_case,
     "grpo": group_case(grpo_loss()),
@@ -93,7 +95,11 @@ def computed(name, mesh_config, accumulation):
     """(loss, gradients) of a case."""
     loss, batch = CASES[name](np.random.default_rng(7))
     several = name == "ppo"
-    configs = NETWORKS if several else {"": NETWORKS["critic" if name == "ranking" else "policy"]}
+    configs = (
+        NETWORKS
+        if several
+        else {"": NETWORKS["critic" if name.startswith("ranking") else "policy"]}
+    )
     devices = jax.devices()[:1] if mesh_config is None else jax.devices()[:8]
     mesh = make_mesh(mesh_config or MeshConfig(data=1), devices)
     params, places, apply = {}, {}, {}

@@ -205,6 +205,32 @@ def test_ranking_loss(margins):
     agree(ranking_loss(), "value", draw(2, TIME, seed=7), batch, oracle)
 
 
+def test_ranking_loss_with_the_log_prob_of_the_answers():
+    """Completions of 4, 5 and 3 tokens in a row of 12; their prompts have 2, 1 and 1."""
+    random = np.random.default_rng(8)
+    mask = np.array([[0, 1, 1, 0, 1, 1, 1, 1, 0, 1, 1, 0]], np.float32)
+    positions = np.array([[0, 1, 2, 3, 0, 1, 2, 3, 4, 0, 1, 2]], np.int32)
+    batch = {
+        "last": np.array([[[3, 8, 11]]], np.int32),
+        "ranks": np.array([[[1, 0, 1]]], np.int32),
+        "loss_mask": mask,
+        "positions": positions,
+    }
+    value = jnp.asarray(random.normal(size=(1, 12)), jnp.float32)
+    spans = ((0, 4), (4, 9), (9, 12))
+
+    def oracle(logp):
+        scores = [value[0, end - 1] + 0.2 * (logp * mask)[0, a:end].sum() for a, end in spans]
+        return np.mean([sigmoid_loss(scores[1] - scores[i]) for i in (0, 2)])
+
+    def with_value(params, batch, want, key=None):
+        return {**outputs(params, batch, want, key), "value": value}
+
+    logp = draw(1, 12, seed=9)
+    terms = ranking_loss(0.2)(with_value, {"logp": jnp.asarray(logp)}, batch, None)
+    assert mean(terms["ranking"]) == pytest.approx(float(oracle(logp)), rel=1e-5)
+
+
 def test_an_untrained_reward_model_and_its_accuracy():
     batch = ranking_batch(False)
     value, _ = value_and_gradients(ranking_loss(), {"value": np.zeros((2, TIME))}, batch)

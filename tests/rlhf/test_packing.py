@@ -73,6 +73,19 @@ def test_a_score_is_the_value_at_the_last_token(params, rollout):
     )
 
 
+@pytest.mark.parametrize("columns", [None, 12])
+def test_a_score_with_the_log_prob_of_the_answer(params, rollout, columns):
+    """That of rows apart, at temperature 1 whatever the answers were drawn at."""
+    apply = make_apply(CONFIG, Execution())
+    answers = pack(rollout, LENGTH, answers=columns)
+    assert ("asked" in answers.inputs) == bool(columns)
+    apart = {name: x for name, x in rollout.items() if name != "temperature"}
+    each = np.asarray(apply(params, apart)["logp"])
+    logp = (each * np.asarray(rollout["loss_mask"])).sum(axis=1)
+    expected = score_by(apply)(params, answers) + 0.3 * logp
+    np.testing.assert_allclose(score_by(apply, 0.3)(params, answers), expected, atol=5e-5)
+
+
 def test_every_token_lies_in_one_place_and_the_last_where_it_is_said(rollout):
     answers = pack(rollout, LENGTH, unit=4, key=3)
     rows, inputs = answers.rows, jax.device_get(answers.inputs)

@@ -22,6 +22,9 @@ from aludel.train.run import Run
 from .conftest import QUIET, write_records
 
 
+WEIGHT = 0.05  # of log-probs; other tests' reward runs have none
+
+
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
     """Comparisons: the more y the better, whatever the length."""
@@ -52,7 +55,8 @@ def config_of(tuned, pairs, out, **changes) -> RewardConfig:
 
 @pytest.fixture(scope="module")
 def trained(tuned, pairs, tmp_path_factory):
-    return reward(config_of(tuned, pairs, tmp_path_factory.mktemp("reward") / "run"))
+    out = tmp_path_factory.mktemp("reward") / "run"
+    return reward(config_of(tuned, pairs, out, logp_weight=WEIGHT))
 
 
 def test_it_learns_what_is_preferred(trained):
@@ -68,7 +72,7 @@ def test_scores_are_normal_on_answers_of_the_policy(trained, tuned):
     run, execution = Run(trained), Execution()
     mesh = make_mesh(MeshConfig(data=1, fsdp=1, tensor=1))
     raw, meta = load_params(run, mesh, execution)
-    params, _ = load_reward(run, mesh, execution)
+    params, weight, _ = load_reward(run, mesh, execution)
     kept = json.loads((trained / "normalisation.json").read_text())
     assert kept["step"] == meta["step"] == 120
     tokens = np.random.default_rng(0).integers(0, 256, (4, 16))
@@ -82,6 +86,7 @@ def test_scores_are_normal_on_answers_of_the_policy(trained, tuned):
     expected = kept["gain"] * scores(raw) + kept["bias"]
     np.testing.assert_allclose(scores(params), expected, rtol=1e-4, atol=1e-4)
     assert kept["gain"] > 0 and math.isfinite(kept["bias"])
+    assert weight == pytest.approx(WEIGHT * kept["gain"])
     with pytest.raises(UserError, match="a run of aludel sft, not of aludel reward"):
         load_reward(Run(tuned), mesh, execution)
     with pytest.raises(UserError, match="no checkpoint"):
@@ -100,14 +105,18 @@ def test_normalised_scores_of_fresh_answers(trained, tuned):
     sample = make_sampler(model, SamplingConfig(max_tokens=16, stop=(template.end,)), execution)
     weights, _ = load_params(policy, mesh, execution, "best")
     drawn = jax.device_get(sample(weights, *pad_prompts(prompts, 16), jax.random.key(9)))
-    tokens, last = np.zeros((64, 32), np.int32), np.zeros(64, np.int32)
+    tokens, last = np.zeros((64, 33), np.int32), np.zeros(64, np.int32)
+    answer = np.zeros((64, 32))
     for row, prompt in enumerate(prompts):
         whole = np.concatenate([prompt, drawn.tokens[row][: drawn.length[row]]])
         tokens[row, : len(whole)], last[row] = whole, len(whole) - 1
-    params, _ = load_reward(Run(trained), mesh, execution)
+        answer[row, len(prompt) - 1 : len(whole) - 1] = 1
+    model = load_reward(Run(trained), mesh, execution)
     apply = make_apply(Run(trained).config().model, execution)
-    value = apply(params, {"tokens": tokens}, want=("value",))["value"]
-    scores = np.asarray(scores_at(value, last))
+    batch = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:]}
+    said = apply(model.params, batch, want=("value", "logp"))
+    scores = np.asarray(scores_at(said["value"], last))
+    scores += model.logp_weight * (np.asarray(said["logp"]) * answer).sum(axis=1)
     # 64 draws here and some 140 there: five standard errors of the mean are .76.
     assert abs(scores.mean()) < 0.76 and 0.6 < scores.std() < 1.6
 
