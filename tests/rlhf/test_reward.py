@@ -21,7 +21,6 @@ from aludel.train.run import Run
 
 from .conftest import QUIET, write_records
 
-
 WEIGHT = 0.05  # of log-probs; other tests' reward runs have none
 
 
@@ -115,8 +114,8 @@ def test_normalised_scores_of_fresh_answers(trained, tuned):
     apply = make_apply(Run(trained).config().model, execution)
     batch = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:]}
     said = apply(model.params, batch, want=("value", "logp"))
-    scores = np.asarray(scores_at(said["value"], last))
-    scores += model.logp_weight * (np.asarray(said["logp"]) * answer).sum(axis=1)
+    logp = (np.asarray(said["logp"]) * answer).sum(axis=1)
+    scores = np.asarray(scores_at(said["value"], last)) + model.logp_weight * logp
     # 64 draws here and some 140 there: five standard errors of the mean are .76.
     assert abs(scores.mean()) < 0.76 and 0.6 < scores.std() < 1.6
 
