@@ -1,9 +1,10 @@
 // Causal attention for training on a CPU, forward and backward, float32.
 //
 // A task is one row of the batch and one key head. It copies its heads out of [B, T, heads, D],
-// so that no array is transposed, and works through blocks of 64 queries by 64 keys that stay in
-// the nearest caches; blocks that no query sees are left out. Only the log-normaliser of each row
-// is kept for the backward pass (Dao et al. 2022, FlashAttention, algorithms 1 and 4).
+// so that no array is transposed, and works through blocks of up to 64 queries by 64 keys, each of
+// one segment, that stay in the nearest caches; blocks that no query sees are left out. Only the
+// log-normaliser of each row is kept for the backward pass (Dao et al. 2022, FlashAttention,
+// algorithms 1 and 4).
 
 #include <cmath>
 #include <vector>
@@ -28,7 +29,7 @@ constexpr float kMasked = -1e30f;
 
 struct Shape {
   int64_t batch, length, heads, key_heads, dim;  // as given
-  int64_t blocks, padded, wide;                  // length in blocks, and padded; dim padded
+  int64_t wide;                                  // dim, padded
   int64_t window;                                // how many tokens a query sees at most
   const int32_t* segments;                       // [B, T], or null: one segment
 
@@ -39,100 +40,103 @@ struct Shape {
         heads(query.dimensions()[2]),
         key_heads(key.dimensions()[2]),
         dim(query.dimensions()[3]),
-        blocks((length + kBlock - 1) / kBlock),
-        padded(blocks * kBlock),
         wide((dim + kPanel - 1) / kPanel * kPanel),
         window(window),
         segments(ids.element_count() ? ids.typed_data() : nullptr) {}
 
   int64_t groups() const { return heads / key_heads; }
-  // Queries of block i: the last may be a part.
-  int64_t QueriesOf(int64_t i) const { return std::min(kBlock, length - i * kBlock); }
-  const int32_t* SegmentsOf(int64_t row) const {
-    return segments ? segments + row * length : nullptr;
-  }
 };
 
-// One head of x [B, T, heads, D] as [padded, wide], times a factor; zeros around it.
-void Gather(const float* x, int64_t row, int64_t head, int64_t heads, const Shape& s, float factor,
-            Floats& out) {
-  out.assign(s.padded * s.wide, 0.0f);
-  const float* from = x + (row * s.length * heads + head) * s.dim;
-  for (int64_t t = 0; t < s.length; ++t, from += heads * s.dim) {
-    float* to = out.data() + t * s.wide;
-    for (int64_t d = 0; d < s.dim; ++d) to[d] = factor * from[d];
+// Tokens of one segment, in a row of slots of which a block has a multiple of kPanel.
+struct Block {
+  int64_t begin, count;  // tokens
+  int64_t slot, room;    // slots
+  int32_t segment;
+};
+
+// The blocks of a row: which of them meet, and how much of them.
+class Blocks {
+ public:
+  Blocks(const Shape& s, int64_t row) : window_(s.window) {
+    const int32_t* ids = s.segments ? s.segments + row * s.length : nullptr;
+    for (int64_t begin = 0, end; begin < s.length; begin = end) {
+      const int64_t most = std::min(s.length, begin + kBlock);
+      for (end = begin + 1; end < most && !(ids && ids[end] != ids[begin]);) ++end;
+      const int64_t room = (end - begin + kPanel - 1) / kPanel * kPanel;
+      blocks_.push_back({begin, end - begin, slots_, room, ids ? ids[begin] : 0});
+      slots_ += room;
+    }
+  }
+
+  int64_t slots() const { return slots_; }
+  std::vector<Block>::const_iterator begin() const { return blocks_.begin(); }
+  std::vector<Block>::const_iterator end() const { return blocks_.end(); }
+
+  // Whether any of the queries may see any of the keys.
+  bool Meet(const Block& queries, const Block& keys) const {
+    return keys.begin <= queries.begin && keys.segment == queries.segment &&
+           queries.begin - (keys.begin + keys.count - 1) < window_;
+  }
+
+  // Scores [count of the queries, room of the keys], with kMasked where a query does not see a key.
+  void Mask(const Block& queries, const Block& keys, float* scores) const {
+    const bool before = keys.begin < queries.begin && keys.count == keys.room;
+    if (before && queries.begin + queries.count - keys.begin <= window_) return;
+    for (int64_t r = 0; r < queries.count; ++r) {
+      float* line = scores + r * keys.room;
+      const int64_t ahead = queries.begin + r - keys.begin;  // keys 0 ... ahead are visible
+      for (int64_t c = std::min(keys.count, ahead + 1); c < keys.room; ++c) line[c] = kMasked;
+      for (int64_t c = 0; c < std::min(keys.count, ahead - window_ + 1); ++c) line[c] = kMasked;
+    }
+  }
+
+ private:
+  const int64_t window_;
+  int64_t slots_ = 0;
+  std::vector<Block> blocks_;
+};
+
+// One head of x [B, T, heads, D] as [slots, wide], times a factor; zeros around it.
+void Gather(const float* x, int64_t row, int64_t head, int64_t heads, const Shape& s,
+            const Blocks& blocks, float factor, Floats& out) {
+  out.assign(blocks.slots() * s.wide, 0.0f);
+  for (const Block& b : blocks) {
+    const float* from = x + ((row * s.length + b.begin) * heads + head) * s.dim;
+    for (int64_t t = b.slot; t < b.slot + b.count; ++t, from += heads * s.dim) {
+      float* to = out.data() + t * s.wide;
+      for (int64_t d = 0; d < s.dim; ++d) to[d] = factor * from[d];
+    }
   }
 }
 
 // The way back.
 void Scatter(const Floats& x, int64_t row, int64_t head, int64_t heads, const Shape& s,
-             float factor, float* out) {
-  float* to = out + (row * s.length * heads + head) * s.dim;
-  for (int64_t t = 0; t < s.length; ++t, to += heads * s.dim) {
-    const float* from = x.data() + t * s.wide;
-    for (int64_t d = 0; d < s.dim; ++d) to[d] = factor * from[d];
+             const Blocks& blocks, float factor, float* out) {
+  for (const Block& b : blocks) {
+    float* to = out + ((row * s.length + b.begin) * heads + head) * s.dim;
+    for (int64_t t = b.slot; t < b.slot + b.count; ++t, to += heads * s.dim) {
+      const float* from = x.data() + t * s.wide;
+      for (int64_t d = 0; d < s.dim; ++d) to[d] = factor * from[d];
+    }
   }
 }
 
-// Each block [64, wide] of x transposed to [wide, 64].
-void Turn(const Floats& x, const Shape& s, Floats& out) {
-  out.resize(s.padded * s.wide);
-  for (int64_t b = 0; b < s.blocks; ++b) {
-    const float* from = x.data() + b * kBlock * s.wide;
-    float* to = out.data() + b * kBlock * s.wide;
+// Each block [room, wide] of x transposed to [wide, room].
+void Turn(const Floats& x, const Shape& s, const Blocks& blocks, Floats& out) {
+  out.resize(blocks.slots() * s.wide);
+  for (const Block& b : blocks) {
+    const float* from = x.data() + b.slot * s.wide;
+    float* to = out.data() + b.slot * s.wide;
     for (int64_t d = 0; d < s.wide; ++d) {
-      for (int64_t t = 0; t < kBlock; ++t) to[d * kBlock + t] = from[t * s.wide + d];
+      for (int64_t t = 0; t < b.room; ++t) to[d * b.room + t] = from[t * s.wide + d];
     }
   }
 }
-
-// Which blocks of queries and keys meet, and how much of them.
-class Mask {
- public:
-  Mask(const Shape& s, int64_t row) : s_(s), ids_(s.SegmentsOf(row)) {
-    if (!ids_) return;
-    for (int64_t b = 0; b < s.blocks; ++b) {
-      const int32_t* from = ids_ + b * kBlock;
-      const int32_t* to = ids_ + std::min(s.length, (b + 1) * kBlock);
-      least_.push_back(*std::min_element(from, to));
-      most_.push_back(*std::max_element(from, to));
-    }
-  }
-
-  // Whether any query of block i may see any key of block j.
-  bool Meets(int64_t i, int64_t j) const {
-    if (j > i || i * kBlock - ((j + 1) * kBlock - 1) >= s_.window) return false;
-    return !ids_ || (least_[i] <= most_[j] && least_[j] <= most_[i]);
-  }
-
-  // Scores [64, 64] of blocks i and j, with kMasked where a query does not see a key.
-  void Apply(int64_t i, int64_t j, float* scores) const {
-    const bool one = !ids_ || (least_[i] == most_[i] && least_[j] == most_[j]);
-    if (one && i > j && (i + 1) * kBlock - j * kBlock <= s_.window) return;
-    for (int64_t r = 0; r < s_.QueriesOf(i); ++r) {
-      float* line = scores + r * kBlock;
-      const int64_t t = i * kBlock + r, ahead = t - j * kBlock;  // keys 0 ... ahead are visible
-      for (int64_t c = std::max<int64_t>(0, ahead + 1); c < kBlock; ++c) line[c] = kMasked;
-      for (int64_t c = 0; c < std::min(kBlock, ahead - s_.window + 1); ++c) line[c] = kMasked;
-      if (one) continue;
-      const int32_t mine = ids_[t];
-      const int64_t end = std::min(kBlock, ahead + 1);
-      for (int64_t c = 0; c < end; ++c) {
-        if (ids_[j * kBlock + c] != mine) line[c] = kMasked;
-      }
-    }
-  }
-
- private:
-  const Shape& s_;
-  const int32_t* ids_;
-  std::vector<int32_t> least_, most_;
-};
 
 // Weights e^(scores - top) in place; returns their sum.
-inline float Weigh(float* line, float top) {
+inline float Weigh(float* line, int64_t count, float top) {
   Vector sum{};
-  for (int64_t c = 0; c < kBlock; c += kWide) {
+  for (int64_t c = 0; c < count; c += kWide) {
     const Vector w = Exp(Load(line + c) - top);
     Store(line + c, w);
     sum += w;
@@ -140,9 +144,9 @@ inline float Weigh(float* line, float top) {
   return native::Sum(sum);
 }
 
-inline float TopOf(const float* line, float top) {
+inline float TopOf(const float* line, int64_t count, float top) {
   Vector most = Load(line);
-  for (int64_t c = kWide; c < kBlock; c += kWide) most = native::Larger(most, Load(line + c));
+  for (int64_t c = kWide; c < count; c += kWide) most = native::Larger(most, Load(line + c));
   return std::max(top, native::Largest(most));
 }
 
@@ -154,43 +158,46 @@ ffi::Error Forward(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> query, ffi::Buffe
   const float scale = 1.0f / std::sqrt(static_cast<float>(s.dim));
   native::Share(pool, s.batch * s.key_heads, [&](int64_t task) {
     const int64_t row = task / s.key_heads, key_head = task % s.key_heads;
+    const Blocks blocks(s, row);
     thread_local Floats q, k, v, turned, mixed, scores;
-    Gather(key.typed_data(), row, key_head, s.key_heads, s, 1.0f, k);
-    Gather(value.typed_data(), row, key_head, s.key_heads, s, 1.0f, v);
-    Turn(k, s, turned);
-    scores.resize(s.padded * kBlock);
-    const Mask mask(s, row);
+    Gather(key.typed_data(), row, key_head, s.key_heads, s, blocks, 1.0f, k);
+    Gather(value.typed_data(), row, key_head, s.key_heads, s, blocks, 1.0f, v);
+    Turn(k, s, blocks, turned);
+    scores.resize(blocks.slots() * kBlock);
     for (int64_t g = 0; g < s.groups(); ++g) {
       const int64_t head = key_head * s.groups() + g;
-      Gather(query.typed_data(), row, head, s.heads, s, scale, q);
-      mixed.assign(s.padded * s.wide, 0.0f);
+      Gather(query.typed_data(), row, head, s.heads, s, blocks, scale, q);
+      mixed.assign(blocks.slots() * s.wide, 0.0f);
       float* logs = normaliser->typed_data() + (row * s.heads + head) * s.length;
-      for (int64_t i = 0; i < s.blocks; ++i) {
-        const int64_t count = s.QueriesOf(i);
+      for (const Block& i : blocks) {
         float top[kBlock], total[kBlock] = {};
         std::fill(top, top + kBlock, kMasked);
-        for (int64_t j = 0; j <= i; ++j) {
-          if (!mask.Meets(i, j)) continue;
-          float* block = scores.data() + j * kBlock * kBlock;
-          Multiply<false>(count, kBlock, s.wide, q.data() + i * kBlock * s.wide, s.wide, 1,
-                          turned.data() + j * kBlock * s.wide, kBlock, block, kBlock);
-          mask.Apply(i, j, block);
-          for (int64_t r = 0; r < count; ++r) top[r] = TopOf(block + r * kBlock, top[r]);
+        for (const Block& j : blocks) {
+          if (!blocks.Meet(i, j)) continue;
+          float* block = scores.data() + j.slot * kBlock;
+          Multiply<false>(i.count, j.room, s.wide, q.data() + i.slot * s.wide, s.wide, 1,
+                          turned.data() + j.slot * s.wide, j.room, block, j.room);
+          blocks.Mask(i, j, block);
+          for (int64_t r = 0; r < i.count; ++r) {
+            top[r] = TopOf(block + r * j.room, j.room, top[r]);
+          }
         }
-        float* to = mixed.data() + i * kBlock * s.wide;
-        for (int64_t j = 0; j <= i; ++j) {
-          if (!mask.Meets(i, j)) continue;
-          float* block = scores.data() + j * kBlock * kBlock;
-          for (int64_t r = 0; r < count; ++r) total[r] += Weigh(block + r * kBlock, top[r]);
-          Multiply<true>(count, s.wide, kBlock, block, kBlock, 1, v.data() + j * kBlock * s.wide,
+        float* to = mixed.data() + i.slot * s.wide;
+        for (const Block& j : blocks) {
+          if (!blocks.Meet(i, j)) continue;
+          float* block = scores.data() + j.slot * kBlock;
+          for (int64_t r = 0; r < i.count; ++r) {
+            total[r] += Weigh(block + r * j.room, j.room, top[r]);
+          }
+          Multiply<true>(i.count, s.wide, j.room, block, j.room, 1, v.data() + j.slot * s.wide,
                          s.wide, to, s.wide);
         }
-        for (int64_t r = 0; r < count; ++r) {
+        for (int64_t r = 0; r < i.count; ++r) {
           for (int64_t d = 0; d < s.wide; ++d) to[r * s.wide + d] /= total[r];
-          logs[i * kBlock + r] = top[r] + std::log(total[r]);
+          logs[i.begin + r] = top[r] + std::log(total[r]);
         }
       }
-      Scatter(mixed, row, head, s.heads, s, 1.0f, output->typed_data());
+      Scatter(mixed, row, head, s.heads, s, blocks, 1.0f, output->typed_data());
     }
   });
   return ffi::Error::Success();
@@ -206,62 +213,60 @@ ffi::Error Backward(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> query, ffi::Buff
   const float scale = 1.0f / std::sqrt(static_cast<float>(s.dim));
   native::Share(pool, s.batch * s.key_heads, [&](int64_t task) {
     const int64_t row = task / s.key_heads, key_head = task % s.key_heads;
-    thread_local Floats q, k, v, o, d, k_turned, v_turned, dq, dk, dv, inner, logs;
-    Gather(key.typed_data(), row, key_head, s.key_heads, s, 1.0f, k);
-    Gather(value.typed_data(), row, key_head, s.key_heads, s, 1.0f, v);
-    Turn(k, s, k_turned);
-    Turn(v, s, v_turned);
-    dk.assign(s.padded * s.wide, 0.0f);
-    dv.assign(s.padded * s.wide, 0.0f);
-    const Mask mask(s, row);
+    const Blocks blocks(s, row);
+    thread_local Floats q, k, v, o, d, k_turned, v_turned, dq, dk, dv, inner;
+    Gather(key.typed_data(), row, key_head, s.key_heads, s, blocks, 1.0f, k);
+    Gather(value.typed_data(), row, key_head, s.key_heads, s, blocks, 1.0f, v);
+    Turn(k, s, blocks, k_turned);
+    Turn(v, s, blocks, v_turned);
+    dk.assign(blocks.slots() * s.wide, 0.0f);
+    dv.assign(blocks.slots() * s.wide, 0.0f);
     for (int64_t g = 0; g < s.groups(); ++g) {
       const int64_t head = key_head * s.groups() + g;
-      Gather(query.typed_data(), row, head, s.heads, s, scale, q);
-      Gather(output.typed_data(), row, head, s.heads, s, 1.0f, o);
-      Gather(grad.typed_data(), row, head, s.heads, s, 1.0f, d);
-      dq.assign(s.padded * s.wide, 0.0f);
-      inner.assign(s.padded, 0.0f);
-      logs.assign(s.padded, 0.0f);
-      std::memcpy(logs.data(), normaliser.typed_data() + (row * s.heads + head) * s.length,
-                  s.length * sizeof(float));
-      for (int64_t t = 0; t < s.length; ++t) {
+      Gather(query.typed_data(), row, head, s.heads, s, blocks, scale, q);
+      Gather(output.typed_data(), row, head, s.heads, s, blocks, 1.0f, o);
+      Gather(grad.typed_data(), row, head, s.heads, s, blocks, 1.0f, d);
+      dq.assign(blocks.slots() * s.wide, 0.0f);
+      inner.resize(blocks.slots());
+      for (int64_t t = 0; t < blocks.slots(); ++t) {
         Vector sum{};
         for (int64_t e = t * s.wide; e < (t + 1) * s.wide; e += kWide) {
           sum += Load(o.data() + e) * Load(d.data() + e);
         }
         inner[t] = native::Sum(sum);
       }
-      for (int64_t j = 0; j < s.blocks; ++j) {
-        const int64_t keys = j * kBlock * s.wide;
-        for (int64_t i = j; i < s.blocks; ++i) {
-          if (!mask.Meets(i, j)) continue;
-          const int64_t queries = i * kBlock * s.wide, count = s.QueriesOf(i);
+      const float* logs = normaliser.typed_data() + (row * s.heads + head) * s.length;
+      for (const Block& j : blocks) {
+        const int64_t keys = j.slot * s.wide;
+        for (const Block& i : blocks) {
+          if (!blocks.Meet(i, j)) continue;
+          const int64_t queries = i.slot * s.wide;
           alignas(64) float weights[kBlock * kBlock], slopes[kBlock * kBlock];
-          Multiply<false>(count, kBlock, s.wide, q.data() + queries, s.wide, 1,
-                          k_turned.data() + keys, kBlock, weights, kBlock);
-          mask.Apply(i, j, weights);
-          Multiply<false>(count, kBlock, s.wide, d.data() + queries, s.wide, 1,
-                          v_turned.data() + keys, kBlock, slopes, kBlock);
-          for (int64_t r = 0; r < count; ++r) {
-            const float log = logs[i * kBlock + r], mean = inner[i * kBlock + r];
-            for (int64_t c = r * kBlock; c < (r + 1) * kBlock; c += kWide) {
+          Multiply<false>(i.count, j.room, s.wide, q.data() + queries, s.wide, 1,
+                          k_turned.data() + keys, j.room, weights, j.room);
+          blocks.Mask(i, j, weights);
+          Multiply<false>(i.count, j.room, s.wide, d.data() + queries, s.wide, 1,
+                          v_turned.data() + keys, j.room, slopes, j.room);
+          for (int64_t r = 0; r < i.count; ++r) {
+            const float log = logs[i.begin + r], mean = inner[i.slot + r];
+            for (int64_t c = r * j.room; c < (r + 1) * j.room; c += kWide) {
               const Vector w = Exp(Load(weights + c) - log);
               Store(weights + c, w);
               Store(slopes + c, w * (Load(slopes + c) - mean));
             }
           }
-          Multiply<true>(kBlock, s.wide, count, weights, 1, kBlock, d.data() + queries, s.wide,
+          Multiply<true>(j.room, s.wide, i.count, weights, 1, j.room, d.data() + queries, s.wide,
                          dv.data() + keys, s.wide);
-          Multiply<true>(kBlock, s.wide, count, slopes, 1, kBlock, q.data() + queries, s.wide,
+          Multiply<true>(j.room, s.wide, i.count, slopes, 1, j.room, q.data() + queries, s.wide,
                          dk.data() + keys, s.wide);
-          Multiply<true>(count, s.wide, kBlock, slopes, kBlock, 1, k.data() + keys, s.wide,
+          Multiply<true>(i.count, s.wide, j.room, slopes, j.room, 1, k.data() + keys, s.wide,
                          dq.data() + queries, s.wide);
         }
       }
-      Scatter(dq, row, head, s.heads, s, scale, grad_query->typed_data());
+      Scatter(dq, row, head, s.heads, s, blocks, scale, grad_query->typed_data());
     }
-    Scatter(dk, row, key_head, s.key_heads, s, 1.0f, grad_key->typed_data());
-    Scatter(dv, row, key_head, s.key_heads, s, 1.0f, grad_value->typed_data());
+    Scatter(dk, row, key_head, s.key_heads, s, blocks, 1.0f, grad_key->typed_data());
+    Scatter(dv, row, key_head, s.key_heads, s, blocks, 1.0f, grad_value->typed_data());
   });
   return ffi::Error::Success();
 }

@@ -94,6 +94,23 @@ def test_kernels_equal_the_oracle_with_its_gradient(kernel, length, window, pack
             np.testing.assert_allclose(got, want, atol=2e-5)
 
 
+@needs_compiler
+@pytest.mark.parametrize("window", [None, 40])
+def test_segments_of_any_length_and_order(window):
+    """Of one token, of more than a block, and one that is interrupted."""
+    *inputs, grad = _inputs(150, dim=8)
+    lengths, ids = (1, 1, 40, 3, 70, 30, 5), (1, 2, 3, 1, 4, 3, 0)
+    segments = jnp.asarray(np.tile(np.repeat(ids, lengths), (3, 1)).astype(np.int32))
+
+    def run(kernel):
+        out, vjp = jax.vjp(lambda q, k, v: kernel(q, k, v, segments, window), *inputs)
+        return out, *vjp(grad)
+
+    with jax.default_matmul_precision(HIGHEST):
+        for got, want in zip(run(fused_attention), run(plain_attention), strict=True):
+            np.testing.assert_allclose(got, want, atol=2e-5)
+
+
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("window", [None, 5])
 def test_the_mask_given_to_the_library_is_the_oracles(packed, window):
