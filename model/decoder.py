@@ -291,8 +291,7 @@ class Decoder(nn.Module):
         if cache is not None:
             kernels = cached_kernels(self.execution.decoding, rows, length)
         else:
-            requested = "xla" if self.is_initializing() else self.execution.training
-            kernels = training_kernels(requested, c.dtype, self.mesh)
+            kernels = training_kernels("xla" if self.is_initializing() else self.execution.training)
         if positions is None:
             start = 0 if cache is None else cache.filled[:, None]
             positions = jnp.broadcast_to(start + jnp.arange(length), (rows, length))

@@ -23,7 +23,7 @@ from jax import Array
 
 from .kernels import gradient_by
 
-BY_XLA = gradient_by("xla", 1)
+BY_XLA = gradient_by("xla")
 BLOCK_ELEMENTS = 2**23  # logits held at once: 32 MiB of float32
 KEPT_ELEMENTS = 2**26  # no more in all are kept for the backward pass: a product in four is saved
 SMALLEST_BLOCK = 512  # of the vocabulary; below it, tokens are split too

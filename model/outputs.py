@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from .config import DecoderConfig
 from .decoder import Decoder
 from .execution import DEFAULT, Execution
-from .kernels import gradient_by
+from .kernels import for_training, gradient_by
 from .logprobs import BLOCK_ELEMENTS, KEPT_ELEMENTS, token_scores
 from .sharding import RULES
 
@@ -49,8 +49,9 @@ def make_apply(
     attention (where blocks are scanned, behind the last block) and returned, [b, t]; `targets`
     [b, t] and `temperature` [b] are theirs. There is no dropout then.
     """
+    execution = for_training(execution, config.dtype, mesh)
     decoder = Decoder(config, execution, mesh)
-    gradient = gradient_by(execution.training, 1 if mesh is None else mesh.size)
+    gradient = gradient_by(execution.training)
     split = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in RULES["batch"])
 
     def apply(

@@ -7,10 +7,10 @@ t - s < window. It returns `[B, T, heads, D]`.
 
 from .blocked import blocked_attention
 from .cudnn import cudnn_attention
-from .decoding import Kernels, cached_kernels, for_decoding, head_product
+from .decoding import cached_kernels, for_decoding, head_product
 from .fused import fused_attention
-from .plain import plain_attention, write_slots
-from .training import gradient_by, training_kernels
+from .plain import Kernels, plain_attention, write_slots
+from .training import for_training, gradient_by, training_kernels
 
 __all__ = [
     "Kernels",
@@ -20,6 +20,7 @@ __all__ = [
     "fused_attention",
     "gradient_by",
     "for_decoding",
+    "for_training",
     "head_product",
     "plain_attention",
     "training_kernels",

@@ -1,28 +1,14 @@
 """Which kernels a decoding step runs on: XLA's, or those of `decode.cc`; chosen aloud."""
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh
 
 from ..execution import Execution
-from ..layers import normalise
 from . import native_decoding as native
 from .choosing import choose, chosen
-from .plain import append_and_attend
+from .plain import XLA, Kernels
 
-
-class Kernels(NamedTuple):
-    """What a forward pass is computed by."""
-
-    product: Callable[[Array, Array], Array]  # x [M, K] @ kernel [K, N]
-    attention: Callable[..., tuple[Array, Array, Array]]  # as `plain.append_and_attend`
-    normalise: Callable[..., Array] = normalise  # as that of `layers`
-
-
-XLA = Kernels(jnp.matmul, append_and_attend)
 NATIVE = Kernels(native.native_product, native.native_append_and_attend)
 MOST_QUERIES = 64  # of a row: with more, the products of attention are worth a matrix product
 MOST_TOKENS = 256  # of all rows: with more, a general matrix product is as fast

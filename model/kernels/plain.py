@@ -1,8 +1,15 @@
-"""Attention by its definition: the oracle, and the path of cached decoding."""
+"""What XLA computes: attention by its definition, the oracle and the path of cached decoding; and
+the table of what a forward pass is computed by.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+
+from ..layers import normalise
 
 MASKED = -1e30  # finite: exp gives 0, and a row that is masked throughout gives no NaN
 
@@ -109,3 +116,14 @@ def append_and_attend(
         query, cached_key, cached_value, query_segments, key_segments, start, window
     )
     return mixed, cached_key, cached_value
+
+
+class Kernels(NamedTuple):
+    """What a forward pass is computed by."""
+
+    product: Callable[[Array, Array], Array]  # x [M, K] @ kernel [K, N]
+    attention: Callable[..., tuple[Array, Array, Array]]  # as `append_and_attend`
+    normalise: Callable[..., Array] = normalise  # as that of `layers`
+
+
+XLA = Kernels(jnp.matmul, append_and_attend)

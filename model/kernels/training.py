@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh
 
+from ..execution import Execution
 from ..layers import normalise
 from . import norms, products
-from .choosing import choose, say, why_not_native
-from .decoding import XLA, Kernels
+from .choosing import choose, chosen
+from .plain import XLA, Kernels
 
 FEWEST_TOKENS = 128  # with fewer, what is around a kernel costs more than it gains
 Product = Callable[[Array, Array], Array]
@@ -30,60 +31,45 @@ def choose_training(requested: str, backend: str, dtype: str, devices: int) -> t
     return choose("training", requested, backend, dtype, devices, obstacle, gain)
 
 
-def _chosen(requested: str, dtype: str, devices: int) -> str:
-    """The same for this machine, told where it was left open."""
-    name, reason = choose_training(requested, jax.default_backend(), dtype, devices)
-    if requested == "auto" and jax.default_backend() == "cpu":
-        say(f"training: {name} ({reason})")
-    return name
+def for_training(execution: Execution, dtype: str, mesh: Mesh | None) -> Execution:
+    """`execution` with its kernels of training chosen, aloud."""
+    return chosen(execution, "training", dtype, mesh, choose_training)
 
 
 @functools.cache
-def gradient_by(requested: str, devices: int) -> Product:
-    """`gradient(x, y)`: x [M, K] transposed @ y [M, N], float32, by what `Execution.training` asks
-    for, chosen at the dtype of x."""
+def gradient_by(training: str) -> Product:
+    """`gradient(x, y)`: x [M, K] transposed @ y [M, N], float32, where `training` was chosen
+    (`auto`: XLA)."""
 
     def gradient(x: Array, y: Array) -> Array:
-        native = _chosen(requested, x.dtype.name, devices) == "native"
-        if native and len(x) >= FEWEST_TOKENS:
+        if training == "native" and len(x) >= FEWEST_TOKENS:
             return products.transposed_product(x, y)
         return jnp.matmul(x.T, y, preferred_element_type=jnp.float32)
 
     return gradient
 
 
-@functools.cache
-def _product_by(requested: str, devices: int) -> Product:
-    """x [M, K] @ kernel [K, N]."""
-    gradient = gradient_by(requested, devices)
-
-    @jax.custom_vjp
-    def product(x: Array, kernel: Array) -> Array:
-        return x @ kernel
-
-    def backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
-        x, kernel = saved
-        return grad @ kernel.T, gradient(x, grad)
-
-    product.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), backward)
-    return product
+@jax.custom_vjp
+def _product(x: Array, kernel: Array) -> Array:
+    """x [M, K] @ kernel [K, N], its gradient by a native kernel."""
+    return x @ kernel
 
 
-@functools.cache
-def _normalise_by(requested: str, devices: int) -> Callable[..., Array]:
-    def normalised(x: Array, *about: object) -> Array:
-        native = _chosen(requested, x.dtype.name, devices) == "native"
-        few = x.size < FEWEST_TOKENS * x.shape[-1]
-        return (norms.native_normalise if native and not few else normalise)(x, *about)
-
-    return normalised
+def _backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    return grad @ kernel.T, gradient_by("native")(x, grad)
 
 
-def training_kernels(requested: str, dtype: str, mesh: Mesh | None) -> Kernels:
-    """Of a pass without a cache, by what `Execution.training` asks for."""
-    devices = 1 if mesh is None else mesh.size
-    elsewhere = why_not_native(jax.default_backend(), dtype, devices, lambda: None)
-    if requested == "xla" or (requested == "auto" and elsewhere):
+_product.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _backward)
+
+
+def _normalise(x: Array, *about: object) -> Array:
+    few = x.size < FEWEST_TOKENS * x.shape[-1]
+    return (normalise if few else norms.native_normalise)(x, *about)
+
+
+def training_kernels(training: str) -> Kernels:
+    """Of a pass without a cache, where `training` was chosen (`auto`: XLA)."""
+    if training != "native":
         return XLA
-    product, normalised = _product_by(requested, devices), _normalise_by(requested, devices)
-    return XLA._replace(product=product, normalise=normalised)
+    return XLA._replace(product=_product, normalise=_normalise)

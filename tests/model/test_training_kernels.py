@@ -61,11 +61,12 @@ def test_without_a_compiler_xla_does_it(monkeypatch, capfd):
     monkeypatch.setattr(norms, "native_normalise", None)
     choosing.say.cache_clear()
     x, y = normal(0, 300, 5), normal(1, 300, 7)
-    found = training.gradient_by("auto", 1)(x, y)
+    execution = training.for_training(Execution(), "float32", None)
+    found = training.gradient_by(execution.training)(x, y)
     np.testing.assert_allclose(found, np.asarray(x).T @ np.asarray(y), atol=1e-4)
     about = (None, None, True, 1e-5)
-    kernels = training.training_kernels("auto", "float32", None)
+    kernels = training.training_kernels(execution.training)
     np.testing.assert_allclose(kernels.normalise(x, *about), normalise(x, *about), atol=1e-6)
     assert "training: xla (native ones are faster, but there is no C++" in capfd.readouterr().err
     with pytest.raises(UserError, match="no C\\+\\+ compiler"):
-        training.gradient_by("native", 1)(x, y)
+        training.for_training(Execution(training="native"), "float32", None)
