@@ -75,12 +75,12 @@ def settle(config: PpoConfig, run: Run, say: Say) -> tuple[PpoConfig, Tokenizer]
 
 
 def begin(config: PpoConfig, mesh: Mesh, key: Array) -> tuple[Any, str]:
-    """({policy, critic}, the run that the policy is from). The critic begins as the reward run, or
-    as the policy with a head of zeros."""
+    """({policy, critic}, the run that the policy is from). The critic begins as the reward run,
+    without the log-probs in its scores, or as the policy with a head of zeros."""
     policy, parent = begin_from(config, mesh, key)
     if config.reward:
         path, weight = weighted(config.reward[0])
-        critic = load_reward(find_run(path), mesh, config.execution).params
+        critic = load_reward(find_run(path), mesh, config.execution).critic
         head = jax.tree.map(lambda x: weight * x, critic["scalar_head"])
         critic = {**critic, "scalar_head": head}
     else:

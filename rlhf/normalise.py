@@ -12,11 +12,11 @@ from jax.sharding import Mesh
 
 from ..data import ComparisonStore
 from ..errors import UserError
-from ..model import DecoderConfig, Execution, SamplingConfig
+from ..model import Apply, DecoderConfig, Execution, SamplingConfig
 from ..train.restore import load_params
 from ..train.run import Run
 from .answers import draw, make_drawer
-from .reading import Read, read
+from .reading import read, score_by
 
 FILE = "normalisation.json"
 PROMPTS, NEW_TOKENS = 256, 128
@@ -29,15 +29,8 @@ class Normalisation(NamedTuple):
     bias: float
     prompts: int
     """How many answers it was measured on."""
-
-    def apply_to(self, params: dict) -> dict:
-        """Reward model's parameters whose scores are normalised."""
-        head = params["scalar_head"]
-        scaled = {
-            "kernel": self.gain * head["kernel"],
-            "bias": self.gain * head["bias"] + self.bias,
-        }
-        return {**params, "scalar_head": scaled}
+    value_bias: float
+    """In place of `bias` where the scalar head stands alone, as in a critic, without log-probs."""
 
 
 def prompts_of(store: ComparisonStore, room: int, count: int = PROMPTS) -> list[np.ndarray]:
@@ -51,7 +44,8 @@ def prompts_of(store: ComparisonStore, room: int, count: int = PROMPTS) -> list[
 
 
 def normalisation(
-    score: Read,
+    apply: Apply,
+    logp_weight: float,
     params: Any,
     policy: Any,
     policy_model: DecoderConfig,
@@ -63,8 +57,8 @@ def normalisation(
 ) -> Normalisation:
     """Measured on answers that the policy draws, at temperature 1, to prompts of the store.
 
-    score, params: the reward model's. Answers have up to NEW_TOKENS tokens, prompt and answer up to
-    `length`. Raises UserError where no prompt leaves room, or all scores are the same.
+    apply, logp_weight, params: the reward model's. Answers have up to NEW_TOKENS tokens, prompt and
+    answer up to `length`. Raises UserError where no prompt leaves room, or all scores are the same.
     """
     new = min(NEW_TOKENS, length // 2)
     prompts = prompts_of(store, length - new)
@@ -72,11 +66,14 @@ def normalisation(
         raise UserError(f"no prompt leaves room for {new} tokens in {length}: make context longer")
     sampling = SamplingConfig(max_tokens=new, stop=(store.template.end,))
     generate = make_drawer(policy_model, sampling, execution, mesh)
-    scores = read(score, params, draw(generate, policy, prompts, key))
+    answers = draw(generate, policy, prompts, key)
+    scores = read(score_by(apply, logp_weight), params, answers)
+    values = read(score_by(apply), params, answers) if logp_weight else scores
     deviation = float(np.std(scores))
     if not deviation > 0:
         raise UserError("the reward model gives every answer the same score: nothing to normalise")
-    return Normalisation(1.0 / deviation, -float(np.mean(scores)) / deviation, len(prompts))
+    bias, value_bias = (-float(np.mean(x)) / deviation for x in (scores, values))
+    return Normalisation(1.0 / deviation, bias, len(prompts), value_bias)
 
 
 class RewardModel(NamedTuple):
@@ -84,6 +81,8 @@ class RewardModel(NamedTuple):
 
     params: dict
     logp_weight: float
+    critic: dict
+    """Parameters of a critic to begin with: values about 0 without the log-probs."""
     meta: dict
 
 
@@ -91,9 +90,17 @@ def load_reward(run: Run, mesh: Mesh, execution: Execution, which: str = "newest
     """The reward model of a run. Raises UserError for any other run."""
     if run.stage() != "reward":
         raise UserError(f"{run.path}: a run of aludel {run.stage()}, not of aludel reward")
-    params, meta = load_params(run, mesh, execution, which)
+    raw, meta = load_params(run, mesh, execution, which)
     weight, kept = run.config().logp_weight, run.read(FILE)
-    if kept.get("step") == meta["step"]:
-        params = Normalisation(kept["gain"], kept["bias"], kept["prompts"]).apply_to(params)
-        weight *= kept["gain"]
-    return RewardModel(params, weight, meta)
+    if kept.get("step") != meta["step"]:
+        return RewardModel(raw, weight, raw, meta)
+    gain, bias = kept["gain"], kept["bias"]
+    params, critic = (scaled(raw, gain, b) for b in (bias, kept.get("value_bias", bias)))
+    return RewardModel(params, gain * weight, critic, meta)
+
+
+def scaled(params: dict, gain: float, bias: float) -> dict:
+    """Parameters of a reward model whose head says gain * value + bias."""
+    head = params["scalar_head"]
+    new = {"kernel": gain * head["kernel"], "bias": gain * head["bias"] + bias}
+    return {**params, "scalar_head": new}

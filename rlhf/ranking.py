@@ -26,17 +26,17 @@ def completion_scores(
     apply: Apply, params: Any, batch: dict, logp_weight: float = 0.0, key: Array | None = None
 ) -> Array:
     """f32[rows, C, K]: the scalar head's number at each completion's last token, and `logp_weight`
-    times the log-prob of its answer, which takes `targets`, `loss_mask` and `positions` as well."""
+    times the log-prob of its answer, which takes `targets`, `loss_mask` and `segment_ids` (below
+    C K + 1) as well."""
     want = ("value", "logp") if logp_weight else ("value",)
     said, last = apply(params, batch, want=want, key=key), batch["last"]
     score = scores_at(said["value"], last)
     if not logp_weight:
         return score
-    each = jnp.where(batch["loss_mask"] > 0, said["logp"], 0.0)
-    through = jnp.cumsum(each, axis=1)
-    first = last - scores_at(batch["positions"], last)
-    answer = scores_at(through, last) - scores_at(through - each, first)
-    return score + logp_weight * answer
+    each, segments = jnp.where(batch["loss_mask"] > 0, said["logp"], 0.0), batch["segment_ids"]
+    most = last.size // len(last) + 1
+    answers = jax.vmap(lambda x, segment: jax.ops.segment_sum(x, segment, most))(each, segments)
+    return score + logp_weight * scores_at(answers, scores_at(segments, last))
 
 
 def better_pairs(ranks: Array) -> Array:

@@ -35,8 +35,8 @@ def score_by(apply: Apply, logp_weight: float = 0.0) -> Read:
             inputs["targets"] = jnp.pad(inputs["targets"], ((0, 0), (0, 1)))
         said = apply(params, inputs, want=("value", "logp"))
         if "asked" in answers.inputs:
-            return said["value"][:, -1], total(said["logp"][:, :-1], answers)
-        return said["value"].reshape(-1)[last], total(said["logp"], answers)
+            return said["value"][:, -1], answer_logp(said["logp"][:, :-1], answers)
+        return said["value"].reshape(-1)[last], answer_logp(said["logp"], answers)
 
     @jax.jit
     def score(params: Any, answers: Packed) -> Array:
@@ -54,12 +54,12 @@ def logp_by(apply: Apply) -> Read:
 
     @jax.jit
     def logp(params: Any, answers: Packed) -> Array:
-        return total(apply(params, answers.inputs)["logp"], answers)
+        return answer_logp(apply(params, answers.inputs)["logp"], answers)
 
     return logp
 
 
-def total(logp: Array, answers: Packed) -> Array:
+def answer_logp(logp: Array, answers: Packed) -> Array:
     """f32[B]: of each answer, of what a network said of `answers.inputs`."""
     mask = answers.figured["loss_mask"]
     return jnp.where(mask > 0, answers.by_rollout(logp), 0.0).sum(axis=1)

@@ -21,7 +21,6 @@ from ..train.stage import Evaluator, Stage, Trained, run_stage
 from .normalise import FILE, normalisation
 from .quality import quality
 from .ranking import MISSING, completion_scores, ranking_loss, scores_at
-from .reading import score_by
 
 
 def reward(config: RewardConfig) -> Path:
@@ -77,7 +76,8 @@ def normalise(trained: Trained, run: Run, params: Any, key: Array, say: Say) -> 
     model, execution, mesh = policy.config().model, config.execution, trained.mesh
     weights, _ = load_params(policy, mesh, execution, config.init_checkpoint)
     found = normalisation(
-        score_by(trained.apply, config.logp_weight),
+        trained.apply,
+        config.logp_weight,
         params,
         weights,
         model,

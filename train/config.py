@@ -234,12 +234,18 @@ class RewardConfig(FineTuneConfig):
     """How often the comparisons are seen, where `steps` is 0; more than once overfits (Ouyang et
     al. 2022)."""
     logp_weight: float = 0.0
-    """What a nat of an answer's log-prob, as this network itself gives it, adds to its score. A
-    small decoder knows what is unlikely, but has no layer left to tell its scalar head."""
+    """What a nat of an answer's log-prob, summed over its tokens, as this network itself gives it,
+    adds to its score before that is normalised: what is unlikely, or long, loses. A small decoder
+    knows what is unlikely, but has no layer left to tell its scalar head."""
     completions: Annotated[int, tyro.conf.Fixed] = 2
     """The most that one comparison holds: filled in when the run begins."""
     compared_tokens: Annotated[int, tyro.conf.Fixed] = 0
     """Tokens of a row: filled in when the run begins."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not math.isfinite(self.logp_weight):
+            raise UserError(f"logp_weight must be a number, not {self.logp_weight}")
 
     @property
     def scores(self) -> bool:
@@ -266,8 +272,8 @@ class PpoConfig(FineTuneConfig):
     """
 
     reward: tuple[str, ...] = ()
-    """Runs of aludel reward that score; =WEIGHT may follow: scores are added up. The first one's
-    parameters, times its weight, are where the critic begins."""
+    """Runs of aludel reward that score; =WEIGHT may follow: scores are added up. The first one
+    is where the critic begins, its scalar head times its weight."""
     reward_fn: tuple[str, ...] = ()
     """Functions of your own that score, FILE.py:NAME: (prompts, completions) -> floats; =WEIGHT
     may follow."""
@@ -276,7 +282,7 @@ class PpoConfig(FineTuneConfig):
     new_tokens: int = 64
     """Tokens of an answer, at most."""
     temperature: float = 1.0
-    """Of the answers, and of every log-prob of them."""
+    """Of the answers, and of every log-prob of policy and reference."""
     passes: int = 1
     """How often an iteration's answers are learnt from."""
     minibatches: int = 1

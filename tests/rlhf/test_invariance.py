@@ -60,7 +60,7 @@ def group_case(loss):
 
 def ranking_case(rng, logp_weight=0.0):
     batch = text(rng, ROWS)
-    batch["positions"] = np.tile(np.arange(TIME, dtype=np.int32), (ROWS, 1))
+    batch["segment_ids"] = np.sort(rng.integers(1, 7, (ROWS, TIME)), axis=1).astype(np.int32)
     batch["last"] = rng.integers(0, TIME, (ROWS, 2, 3)).astype(np.int32)
     batch["ranks"] = rng.integers(-1, 3, (ROWS, 2, 3)).astype(np.int32)
     return ranking_loss(logp_weight), batch

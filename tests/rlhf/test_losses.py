@@ -209,12 +209,12 @@ def test_ranking_loss_with_the_log_prob_of_the_answers():
     """Completions of 4, 5 and 3 tokens in a row of 12; their prompts have 2, 1 and 1."""
     random = np.random.default_rng(8)
     mask = np.array([[0, 1, 1, 0, 1, 1, 1, 1, 0, 1, 1, 0]], np.float32)
-    positions = np.array([[0, 1, 2, 3, 0, 1, 2, 3, 4, 0, 1, 2]], np.int32)
+    segments = np.repeat([[1, 2, 3]], [4, 5, 3], axis=1).astype(np.int32)
     batch = {
         "last": np.array([[[3, 8, 11]]], np.int32),
         "ranks": np.array([[[1, 0, 1]]], np.int32),
         "loss_mask": mask,
-        "positions": positions,
+        "segment_ids": segments,
     }
     value = jnp.asarray(random.normal(size=(1, 12)), jnp.float32)
     spans = ((0, 4), (4, 9), (9, 12))

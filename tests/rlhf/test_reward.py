@@ -71,7 +71,7 @@ def test_scores_are_normal_on_answers_of_the_policy(trained, tuned):
     run, execution = Run(trained), Execution()
     mesh = make_mesh(MeshConfig(data=1, fsdp=1, tensor=1))
     raw, meta = load_params(run, mesh, execution)
-    params, weight, _ = load_reward(run, mesh, execution)
+    params, weight, _, _ = load_reward(run, mesh, execution)
     kept = json.loads((trained / "normalisation.json").read_text())
     assert kept["step"] == meta["step"] == 120
     tokens = np.random.default_rng(0).integers(0, 256, (4, 16))
@@ -118,6 +118,12 @@ def test_normalised_scores_of_fresh_answers(trained, tuned):
     scores = np.asarray(scores_at(said["value"], last)) + model.logp_weight * logp
     # 64 draws here and some 140 there: five standard errors of the mean are .76.
     assert abs(scores.mean()) < 0.76 and 0.6 < scores.std() < 1.6
+    # A critic has no log-probs beside its head, and begins at the same mean.
+    value = apply(model.critic, batch, want=("value",))["value"]
+    values = np.asarray(scores_at(value, last))
+    assert abs(values.mean()) < 0.76 * values.std()
+    shift = values - np.asarray(scores_at(said["value"], last))
+    assert shift[0] < -0.1 and np.ptp(shift) < 1e-4
 
 
 def test_a_reward_run_may_be_tuned_again(trained, tuned, tmp_path):
