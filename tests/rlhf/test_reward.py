@@ -7,11 +7,14 @@ import jax
 import numpy as np
 import pytest
 
+from aludel.data import ComparisonEvalBatches, build_comparisons, parse_source
 from aludel.errors import UserError
 from aludel.model import Execution, MeshConfig, make_apply, make_mesh
+from aludel.rlhf.answers import Answers
 from aludel.rlhf.normalise import load_reward
 from aludel.rlhf.quality import calibration_error, quality
-from aludel.rlhf.ranking import scores_at
+from aludel.rlhf.ranking import MISSING, completion_scores, scores_at
+from aludel.rlhf.reading import read, score_by
 from aludel.rlhf.reward import reward
 from aludel.train import OptimizerConfig
 from aludel.train.config import RewardConfig, SftConfig
@@ -124,6 +127,28 @@ def test_normalised_scores_of_fresh_answers(trained, tuned):
     assert abs(values.mean()) < 0.76 * values.std()
     shift = values - np.asarray(scores_at(said["value"], last))
     assert shift[0] < -0.1 and np.ptp(shift) < 1e-4
+
+
+def test_training_and_ppo_score_alike(trained, pairs):
+    """Comparisons that share rows, and the same answers as PPO packs them."""
+    run, execution = Run(trained), Execution()
+    store = build_comparisons(parse_source(f"pairs:{pairs}"), "all", run.tokenizer())
+    batches = ComparisonEvalBatches(store, 4, 32, store.most, 2 * store.room(32))
+    apply = make_apply(run.config().model, execution)
+    params, weight, _, _ = load_reward(run, make_mesh(MeshConfig(data=1)), execution)
+    batch = batches.batch(0)
+    there = batch["ranks"] != MISSING
+    trained_on = np.asarray(completion_scores(apply, params, batch, weight))[there]
+    prompts, ids = [], []
+    for row, last in zip(np.argwhere(there)[:, 0], batch["last"][there], strict=True):
+        here = batch["segment_ids"][row] == batch["segment_ids"][row, last]
+        whole = batch["tokens"][row][here]
+        prompts.append(store.template.prompt_in(whole))
+        ids.append(whole[len(prompts[-1]) :])
+    answers = Answers(prompts, ids, np.zeros(len(ids)), np.ones(len(ids), bool))
+    assert len(ids) > 16
+    aligned_by = read(score_by(apply, weight), params, answers)
+    np.testing.assert_allclose(aligned_by, trained_on, atol=1e-4)
 
 
 def test_a_reward_run_may_be_tuned_again(trained, tuned, tmp_path):
