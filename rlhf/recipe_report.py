@@ -111,7 +111,7 @@ def _write(out: Path, folders: Sequence[Path], found: Sequence[Evaluation], flip
     runs = {
         stage: [Run(Folder(folder).run(stage)) for folder in folders]
         for stage in STAGES
-        if all(Run(Folder(folder).run(stage)).exists for folder in folders)
+        if all(has_ended(Run(Folder(folder).run(stage))) for folder in folders)
     }
     summary = runs["pretrain"][0].read(SUMMARY)
     over = f"{len(found)} seeds and " if len(found) > 1 else ""
@@ -132,6 +132,11 @@ def _write(out: Path, folders: Sequence[Path], found: Sequence[Evaluation], flip
     write_text(out / REPORT, page)
 
 
+def has_ended(run: Run) -> bool:
+    """Whether it is there and was not stopped on its way: it says how long it took."""
+    return "steps" in run.read(SUMMARY)
+
+
 def cards(found: Sequence[Evaluation], runs: dict[str, list[Run]]) -> list[str]:
     """The headline figures."""
     summaries = [run.read(SUMMARY) for run in runs["pretrain"]]
@@ -141,8 +146,12 @@ def cards(found: Sequence[Evaluation], runs: dict[str, list[Run]]) -> list[str]:
     cells = [
         (f"{after:.3f}", f"bits per byte of new text after pretraining (before: {before:.2f})")
     ]
-    right = [fmean(figures_of(found[0], name, "best")["right"]) for name in ("sft", "ppo")]
-    cells.append((f"{right[0]:.0%}", "of SFT's answers hold what was asked, the entry quoted"))
+    tuned, aligned = (
+        fmean(fmean(figures_of(one, name, "best")["right"]) for one in found)
+        for name in ("sft", "ppo")
+    )
+    held = f"of SFT's answers hold what was asked, the entry quoted (PPO's: {aligned:.0%})"
+    cells.append((f"{tuned:.0%}", held))
     matched = agreement(found, "agreement", "matched")
     cells.append(
         (f"{matched.mean:.0%}", "of pairs of one length: the reward model agrees with the judge")

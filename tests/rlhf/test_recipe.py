@@ -22,6 +22,8 @@ from aludel.rlhf.examine import Examined
 from aludel.rlhf.intervals import interval, wins
 from aludel.rlhf.material import MaterialConfig, read_questions, write_material
 from aludel.rlhf.recipe import Folder, check_same_recipe, configs_of, finished
+from aludel.rlhf.recipe_report import has_ended
+from aludel.train.run import SUMMARY, Run
 
 SMALL = MaterialConfig(
     lists=60,
@@ -88,6 +90,14 @@ def test_agreement_counts_pairs_that_the_judge_tells_apart():
     tokens, ended = np.array([[5, 5, 9]]), np.array([[True, True, True]])
     found = agreement(scores, gold, tokens, ended)
     assert sorted(found["all"]) == [0.0, 1.0] and found["matched"] == [1.0]
+
+
+def test_the_report_leaves_out_a_run_that_was_stopped_on_its_way(tmp_path):
+    """A summary is begun with the run and says how long it took when it has ended."""
+    for there in (None, {"parameters": 5}, {"parameters": 5, "steps": 7}):
+        if there:
+            (tmp_path / SUMMARY).write_text(json.dumps(there))
+        assert has_ended(Run(tmp_path)) == bool(there and "steps" in there)
 
 
 @pytest.fixture(scope="module")
