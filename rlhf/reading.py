@@ -24,29 +24,31 @@ def score_by(apply: Apply, logp_weight: float = 0.0) -> Read:
     """The value at each answer's last token, and `logp_weight` times the answer's log-prob at
     temperature 1, jitted."""
 
-    def value(params: Any, inputs: dict, last: Array) -> Array:
-        return apply(params, {**inputs, "asked": last[:, None]}, want=("value",))["value"][:, 0]
-
-    def both(params: Any, inputs: dict, answers: Packed) -> tuple[Array, Array]:
-        """(values, log-probs) out of one pass."""
-        inputs, last = {**inputs, "targets": answers.inputs["targets"]}, answers.rows.last
-        if "asked" in answers.inputs:
-            inputs["asked"] = jnp.concatenate([answers.inputs["asked"], last[:, None]], axis=1)
-            inputs["targets"] = jnp.pad(inputs["targets"], ((0, 0), (0, 1)))
-        said = apply(params, inputs, want=("value", "logp"))
-        if "asked" in answers.inputs:
-            return said["value"][:, -1], answer_logp(said["logp"][:, :-1], answers)
-        return said["value"].reshape(-1)[last], answer_logp(said["logp"], answers)
-
     @jax.jit
     def score(params: Any, answers: Packed) -> Array:
         inputs = {name: answers.inputs[name] for name in ("tokens", "positions", "segment_ids")}
-        if not logp_weight:
-            return value(params, inputs, answers.rows.last)
-        values, logp = both(params, inputs, answers)
-        return values + logp_weight * logp
+        if logp_weight:
+            value, logp = value_and_logp(apply, params, inputs, answers)
+            return value + logp_weight * logp
+        last = {"asked": answers.rows.last[:, None]}
+        return apply(params, {**inputs, **last}, want=("value",))["value"][:, 0]
 
     return score
+
+
+def value_and_logp(
+    apply: Apply, params: Any, inputs: dict[str, Array], answers: Packed
+) -> tuple[Array, Array]:
+    """(value at each answer's last token, log-prob of each answer), f32[B], out of one pass."""
+    want, targets, last = ("value", "logp"), answers.inputs["targets"], answers.rows.last
+    if "asked" not in answers.inputs:
+        said = apply(params, {**inputs, "targets": targets}, want=want)
+        return said["value"].reshape(-1)[last], answer_logp(said["logp"], answers)
+    # The last token announces none of the answer's, so it is not asked for yet.
+    asked = jnp.concatenate([answers.inputs["asked"], last[:, None]], axis=1)
+    targets = jnp.pad(targets, ((0, 0), (0, 1)))
+    said = apply(params, {**inputs, "asked": asked, "targets": targets}, want=want)
+    return said["value"][:, -1], answer_logp(said["logp"][:, :-1], answers)
 
 
 def logp_by(apply: Apply) -> Read:
