@@ -19,7 +19,7 @@ def test_the_loss_that_the_page_shows_keeps_the_contract(page, tmp_path):
     check_loss(load_loss(f"{tmp_path / 'focal.py'}:focal"))
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/losses.md", "docs/log.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/losses.md", "docs/log.md", "docs/scaling.md"])
 def test_links_lead_somewhere(page):
     path = ROOT / page
     for link in re.findall(r"\]\(([^)#]+)\)", path.read_text()):

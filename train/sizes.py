@@ -1,6 +1,7 @@
 """What a configuration amounts to: parameters, FLOPs, memory, time."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from flax.traverse_util import flatten_dict
@@ -206,7 +207,8 @@ def describe_run(run: Run) -> list[str]:
     return [*table(rows), "", *table(shape_rows(config.model))]
 
 
-def table(rows: list[tuple[str, str]]) -> list[str]:
-    """Rows as aligned lines."""
-    width = max((len(name) for name, _ in rows), default=0)
-    return [f"{name:<{width}}  {value}" for name, value in rows]
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of as many cells each, as aligned lines."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)) for row in rows)
+    return [line.rstrip() for line in lines]

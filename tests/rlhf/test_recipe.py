@@ -164,7 +164,7 @@ def test_another_recipe_does_not_go_on_in_its_folder(tmp_path):
 
 TINY = [
     *("--pretrain.model.layers", "2", "--pretrain.model.width", "64", "--pretrain.model.heads"),
-    *("2", "--pretrain.tokenizer", "bpe:600", "--pretrain.steps", "60", "--pretrain.eval-every"),
+    *("2", "--pretrain.tokenizer", "bpe:900", "--pretrain.steps", "60", "--pretrain.eval-every"),
     *("0", "--sft.steps", "80", "--sft.eval-every", "0", "--reward.steps", "4", "--ppo.steps", "4"),
     *("--ppo.batch", "16", "--ppo.new-tokens", "48", "--ppo.checkpoint-every", "1"),
     *("--ppo.eval-every", "2"),
