@@ -16,7 +16,7 @@ from .attention import attention
 from .config import GATED, DecoderConfig
 from .execution import DEFAULT, Execution
 from .kernels import Kernels, cached_kernels, training_kernels, write_slots
-from .layers import Norm, Projection, ScalarHead, Table, TokenShift, activate, dropout, rotary
+from .layers import Linear, Norm, ScalarHead, Table, TokenShift, activate, dropout, linear, rotary
 from .sharding import constrain
 
 REMAT = {
@@ -143,17 +143,26 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Array, context: Context, cache: LayerCache | None):
         c = self.config
-        dim, std = c.size_of_head, c.init_std or c.width**-0.5
-
-        def heads(name: str, count: int, axis: str) -> Array:
-            init, product = _normal(std), self.kernels.product
-            project = Projection(count * dim, ("embed", axis), c.bias, init, product, name=name)
-            y = project(x).reshape(*x.shape[:-1], count, dim)
-            return constrain(y, ("batch", "length", axis, "head_dim"), self.mesh)
-
-        query = heads("query", c.heads, "heads")
-        key = heads("key", c.number_of_kv_heads, "kv_heads")
-        value = heads("value", c.number_of_kv_heads, "kv_heads")
+        dim, init = c.size_of_head, _normal(c.init_std or c.width**-0.5)
+        parts = (
+            ("query", c.heads, "heads"),
+            ("key", c.number_of_kv_heads, "kv_heads"),
+            ("value", c.number_of_kv_heads, "kv_heads"),
+        )
+        weights = [
+            Linear(count * dim, ("embed", axis), c.bias, init, name=name)(c.width)
+            for name, count, axis in parts
+        ]
+        query, key, value = (
+            constrain(
+                y.reshape(*x.shape[:-1], count, dim),
+                ("batch", "length", axis, "head_dim"),
+                self.mesh,
+            )
+            for y, (_, count, axis) in zip(
+                linear(x, weights, self.kernels.project), parts, strict=True
+            )
+        )
         if c.qk_norm:
             about = ("rmsnorm", c.norm_eps, c.norm_affine, False, self.kernels.normalise)
             query, key = Norm(*about, name="query_norm")(query), Norm(*about, name="key_norm")(key)
@@ -185,9 +194,9 @@ class Attention(nn.Module):
             cache = cache._replace(key=keys, value=values)
         mixed = constrain(mixed, ("batch", "length", "heads", "head_dim"), self.mesh)
         init = _output_init(c, c.heads * dim)
-        axes, product = ("heads", "embed"), self.kernels.product
-        output = Projection(c.width, axes, c.bias, init, product, name="output")
-        return output(mixed.reshape(*x.shape[:-1], c.heads * dim)), cache
+        weights = Linear(c.width, ("heads", "embed"), c.bias, init, name="output")(c.heads * dim)
+        (y,) = linear(mixed.reshape(*x.shape[:-1], -1), [weights], self.kernels.project)
+        return y, cache
 
 
 class MLP(nn.Module):
@@ -199,17 +208,18 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        c, product = self.config, self.kernels.product
+        c, project = self.config, self.kernels.project
         init = _normal(c.init_std or c.width**-0.5)
-        axes = ("embed", "mlp")
-        up = Projection(c.size_of_mlp, axes, c.bias, init, product, name="up")(x)
-        gate = None
-        if c.activation in GATED:
-            gate = Projection(c.size_of_mlp, axes, c.bias, init, product, name="gate")(x)
-        hidden = activate(c.activation, up, gate)
+        weights = [
+            Linear(c.size_of_mlp, ("embed", "mlp"), c.bias, init, name=name)(c.width)
+            for name in ("up", "gate")[: 1 + (c.activation in GATED)]
+        ]
+        hidden = activate(c.activation, *linear(x, weights, project))
         hidden = constrain(hidden, ("batch", "length", "mlp"), self.mesh)
         init = _output_init(c, c.size_of_mlp)
-        return Projection(c.width, ("mlp", "embed"), c.bias, init, product, name="down")(hidden)
+        weights = Linear(c.width, ("mlp", "embed"), c.bias, init, name="down")(c.size_of_mlp)
+        (y,) = linear(hidden, [weights], project)
+        return y
 
 
 def _output_init(c: DecoderConfig, fan_in: int) -> nn.initializers.Initializer:

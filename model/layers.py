@@ -1,6 +1,6 @@
-"""The parts of a block: projections, norms, rotary positions, dropout. Each knows one thing."""
+"""The parts of a block: linear maps, norms, rotary positions, dropout. Each knows one thing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -11,28 +11,51 @@ from jax import Array
 Initializer = Callable[..., Array]
 
 
-class Projection(nn.Module):
-    """x @ kernel (+ bias), with tokens flattened to one axis.
+Weights = tuple[Array, Array | None]
+"""(kernel [fan in, features], bias [features]) of a linear map; None: it has none."""
+Project = Callable[[Array, Sequence[Weights]], tuple[Array, ...]]
+"""(x [M, K], weights of one or several maps) -> x @ kernel + bias of each."""
 
-    Flattened, the weight gradient contracts one axis instead of two, which XLA's CPU matrix
-    product needs to be fast; the reshapes are free.
-    """
+
+class Linear(nn.Module):
+    """The weights of a linear map."""
 
     features: int
     axes: tuple[str, str]
     bias: bool
     init: Initializer
-    product: Callable[[Array, Array], Array] = jnp.matmul
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        shape = (x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.with_partitioning(self.init, self.axes), shape)
-        y = self.product(x.reshape(-1, x.shape[-1]), kernel.astype(x.dtype))
-        if self.bias:
-            init = nn.with_partitioning(nn.initializers.zeros_init(), self.axes[1:])
-            y = y + self.param("bias", init, (self.features,)).astype(x.dtype)
-        return y.reshape(*x.shape[:-1], self.features)
+    def __call__(self, fan_in: int) -> Weights:
+        init = nn.with_partitioning(self.init, self.axes)
+        kernel = self.param("kernel", init, (fan_in, self.features))
+        if not self.bias:
+            return kernel, None
+        init = nn.with_partitioning(nn.initializers.zeros_init(), self.axes[1:])
+        return kernel, self.param("bias", init, (self.features,))
+
+
+def project_by(product: Callable[[Array, Array], Array]) -> Project:
+    """Linear maps, each by one product x [M, K] @ kernel [K, N]."""
+
+    def project(x: Array, weights: Sequence[Weights]) -> tuple[Array, ...]:
+        products = (product(x, kernel) for kernel, _ in weights)
+        return tuple(
+            y if bias is None else y + bias for y, (_, bias) in zip(products, weights, strict=True)
+        )
+
+    return project
+
+
+def linear(x: Array, weights: Sequence[Weights], project: Project) -> tuple[Array, ...]:
+    """The linear maps of x [..., fan in], in its dtype.
+
+    Its tokens are flattened to one axis: so the weight gradient contracts one axis instead of two,
+    which XLA's CPU matrix product needs to be fast; the reshapes are free.
+    """
+    cast = [(k.astype(x.dtype), b if b is None else b.astype(x.dtype)) for k, b in weights]
+    outputs = project(x.reshape(-1, x.shape[-1]), cast)
+    return tuple(y.reshape(*x.shape[:-1], y.shape[-1]) for y in outputs)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -192,7 +215,7 @@ def dropout(x: Array, row_keys: Array | None, site: Array | int, rate: float) ->
     return jnp.where(jax.vmap(keep_row)(row_keys), x / (1.0 - rate), 0).astype(x.dtype)
 
 
-def activate(kind: str, up: Array, gate: Array | None) -> Array:
+def activate(kind: str, up: Array, gate: Array | None = None) -> Array:
     """The MLP's nonlinearity; gated kinds multiply by the activated gate."""
     if gate is not None:
         squashed = nn.silu(gate) if kind == "swiglu" else nn.gelu(gate, approximate=True)

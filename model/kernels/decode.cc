@@ -6,6 +6,7 @@
 // work is shared out over XLA's own threads.
 
 #include <cmath>
+#include <functional>
 #include <vector>
 
 #include "native.h"
@@ -19,10 +20,14 @@ using native::Floats;
 using native::kPanel;
 using native::kTall;
 using native::kWide;
+using native::Larger;
+using native::Largest;
 using native::Load;
 using native::Share;
 using native::Store;
 using native::Sum;
+using native::SumEach;
+using native::Transpose;
 using native::Vector;
 
 constexpr int kFew = kWide / 2 - 1;  // rows of x that would leave half of a vector empty
@@ -108,40 +113,76 @@ void DotsOf(int64_t rows, const float* left, const float* right, int64_t count, 
   }
 }
 
-// to [K, kWidth] = from [count, K] transposed, for K columns of rows that are `row` long; a cache
-// line of each row at a time.
+// to [K, kWidth] = from [count, K] transposed, for K columns of rows that are `row` long.
 template <int kWidth>
 void Turn(const float* from, int64_t row, int64_t count, int64_t columns, float* to) {
-  constexpr int64_t kLine = 64 / sizeof(float);
-  for (int64_t k = 0; k < columns; k += kLine) {
-    const int64_t line = std::min(kLine, columns - k);
-    for (int64_t r = 0; r < kWidth; ++r) {
-      for (int64_t i = 0; i < line; ++i) {
-        to[(k + i) * kWidth + r] = r < count ? from[r * row + k + i] : 0.0f;
+  int64_t k = 0;
+  for (; k + kWide <= columns; k += kWide, to += kWide * kWidth) {
+    for (int64_t r = 0; r < kWidth; r += kWide) {
+      Vector block[kWide];
+      for (int i = 0; i < kWide; ++i) {
+        block[i] = r + i < count ? Load(from + (r + i) * row + k) : Vector{};
+      }
+      Transpose(block);
+      for (int i = 0; i < kWide; ++i) Store(to + i * kWidth + r, block[i]);
+    }
+  }
+  for (; k < columns; ++k, to += kWidth) {
+    for (int64_t r = 0; r < kWidth; ++r) to[r] = r < count ? from[r * row + k] : 0.0f;
+  }
+}
+
+// y [M, N] = x [M, K] @ w [N, K] transposed + bias [N].
+struct Part {
+  const float* w;
+  const float* bias;  // nullptr: none
+  int64_t outputs;    // N
+  float* y;
+};
+
+// y[r, 0 ... count) = tile[0 ... count)[r] + bias, for `rows` rows of y, `outputs` long.
+template <int kWidth>
+void Put(const float* tile, int64_t count, int64_t rows, const float* bias, float* y,
+         int64_t outputs) {
+  for (int64_t n = 0; n < count; n += kWide) {
+    const int64_t wide = std::min<int64_t>(kWide, count - n);
+    for (int64_t r = 0; r < rows; r += kWide) {
+      Vector block[kWide];
+      for (int i = 0; i < kWide; ++i) {
+        block[i] = i < wide ? Load(tile + (n + i) * kWidth + r) : Vector{};
+        if (bias && i < wide) block[i] += bias[n + i];
+      }
+      Transpose(block);
+      const int64_t last = std::min<int64_t>(kWide, rows - r);
+      for (int64_t i = 0; i < last; ++i) {
+        std::memcpy(y + (r + i) * outputs + n, &block[i], wide * sizeof(float));
       }
     }
   }
 }
 
-// y [M, N] = x [M, K] @ w [N, K] transposed: w is read once, in order.
-ffi::Error Product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> w,
-                         ffi::ResultBuffer<ffi::F32> y) {
-  const int64_t rows = x.dimensions()[0], depth = x.dimensions()[1], outputs = w.dimensions()[0];
-  const float* left = x.typed_data();
-  const float* right = w.typed_data();
-  float* out = y->typed_data();
-  constexpr int64_t kPiece = 24;  // rows of w in a piece of work, a multiple of kTall
+constexpr int64_t kPiece = 24;  // rows of w in a piece of work, a multiple of kTall
 
-  if (rows <= kFew) {
-    Share(pool, (outputs + kPiece - 1) / kPiece, [&](int64_t piece) {
-      const int64_t n = piece * kPiece, count = std::min(kPiece, outputs - n);
-      DotsOf<kFew>(rows, left, right + n * depth, count, depth, out + n, outputs);
-    });
-    return ffi::Error::Success();
-  }
+// The parts of one x, `depth` wide, with few rows: every w is read once, in order.
+void FewRows(ffi::ThreadPool& pool, const float* x, int64_t rows, int64_t depth,
+             const std::function<const Part&(int64_t*)>& part_of, int64_t pieces) {
+  Share(pool, pieces, [&](int64_t piece) {
+    int64_t n = piece;
+    const Part& part = part_of(&n);
+    const int64_t count = std::min(kPiece, part.outputs - n);
+    DotsOf<kFew>(rows, x, part.w + n * depth, count, depth, part.y + n, part.outputs);
+    for (int64_t r = 0; part.bias && r < rows; ++r) {
+      for (int64_t i = 0; i < count; ++i) part.y[r * part.outputs + n + i] += part.bias[n + i];
+    }
+  });
+}
 
-  // Here the rows of x make the panels, turned [K, kPanel] once, and every row of w passes them.
-  constexpr int64_t kBlock = 64;
+// The same with more rows. The rows of x make the panels, turned [K, kPanel] once, and every row of
+// w passes them: a few rows of w pass all panels while they are near, and in each pass a part of
+// those behind them is fetched, so that memory is read all the time, and never waited for.
+void ManyRows(ffi::ThreadPool& pool, const float* x, int64_t rows, int64_t depth,
+              const std::function<const Part&(int64_t*)>& part_of, int64_t pieces) {
+  constexpr int64_t kBlock = 256;
   const int64_t panels = (rows + kPanel - 1) / kPanel, blocks = (depth + kBlock - 1) / kBlock;
   thread_local Floats scratch;  // kept, so that it need not be made anew, and cleared, each time
   scratch.resize(std::max<size_t>(scratch.size(), panels * depth * kPanel));
@@ -151,34 +192,58 @@ ffi::Error Product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ff
   auto turn = [&](int64_t piece) {
     const int64_t p = piece / blocks, k = piece % blocks * kBlock, width = width_of(p);
     (width == kPanel ? Turn<kPanel> : Turn<kWide>)(
-        left + p * kPanel * depth + k, depth, rows_of(p), std::min(kBlock, depth - k),
+        x + p * kPanel * depth + k, depth, rows_of(p), std::min(kBlock, depth - k),
         turned + p * depth * kPanel + k * width);
   };
-  if (rows * depth < (1 << 13)) {  // done before another thread has begun
+  if (rows * depth < (1 << 15)) {  // done before another thread has begun
     for (int64_t piece = 0; piece < panels * blocks; ++piece) turn(piece);
   } else {
     Share(pool, panels * blocks, turn);
   }
-  // A few rows of w pass all panels while they are near, and in each pass a part of those behind
-  // them is fetched: memory is read all the time, and never waited for.
-  Share(pool, (outputs + kPiece - 1) / kPiece, [&](int64_t piece) {
-    const int64_t last = std::min(outputs, (piece + 1) * kPiece);
-    alignas(64) float part[kTall * kPanel];
-    for (int64_t n = piece * kPiece; n < last; n += kTall) {
+  Share(pool, pieces, [&](int64_t piece) {
+    int64_t first = piece;
+    const Part& part = part_of(&first);
+    const int64_t last = std::min(part.outputs, first + kPiece);
+    alignas(64) float tile[kTall * kPanel];
+    for (int64_t n = first; n < last; n += kTall) {
       const int64_t count = std::min<int64_t>(kTall, last - n);
+      const float* bias = part.bias ? part.bias + n : nullptr;
       for (int64_t p = 0; p < panels; ++p) {
         const int64_t from = kTall * p / panels, to = kTall * (p + 1) / panels;
         const int64_t width = width_of(p);
         (width == kPanel ? TileOf<2, kTall> : TileOf<1, kTall>)(
-            count, right + n * depth, depth, turned + p * depth * kPanel, depth, part,
-            right + (n + kTall + from) * depth, to - from);
-        for (int64_t r = 0; r < rows_of(p); ++r) {
-          float* y_row = out + (p * kPanel + r) * outputs + n;
-          for (int64_t i = 0; i < count; ++i) y_row[i] = part[i * width + r];
-        }
+            count, part.w + n * depth, depth, turned + p * depth * kPanel, depth, tile,
+            part.w + (n + kTall + from) * depth, to - from);
+        (width == kPanel ? Put<kPanel> : Put<kWide>)(
+            tile, count, rows_of(p), bias, part.y + p * kPanel * part.outputs + n, part.outputs);
       }
     }
   });
+}
+
+// One x [M, K] times each of several kernels, turned [N, K], plus its bias [N], or [0] for none.
+ffi::Error Products(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::RemainingArgs weights,
+                    ffi::RemainingRets outs) {
+  const int64_t rows = x.dimensions()[0], depth = x.dimensions()[1];
+  std::vector<Part> parts(outs.size());
+  std::vector<int64_t> begin(outs.size() + 1, 0);  // of each part's pieces
+  for (size_t i = 0; i < parts.size(); ++i) {
+    const auto w = *weights.get<ffi::Buffer<ffi::F32>>(2 * i);
+    const auto bias = *weights.get<ffi::Buffer<ffi::F32>>(2 * i + 1);
+    auto y = *outs.get<ffi::Buffer<ffi::F32>>(i);
+    const int64_t outputs = w.dimensions()[0];
+    parts[i] = {w.typed_data(), bias.element_count() ? bias.typed_data() : nullptr, outputs,
+                y->typed_data()};
+    begin[i + 1] = begin[i] + (outputs + kPiece - 1) / kPiece;
+  }
+  // Of the place of a piece among all, its part, and the first of the part's rows that is in it.
+  auto part_of = [&](int64_t* place) -> const Part& {
+    size_t i = 0;
+    while (*place >= begin[i + 1]) ++i;
+    *place = (*place - begin[i]) * kPiece;
+    return parts[i];
+  };
+  (rows <= kFew ? FewRows : ManyRows)(pool, x.typed_data(), rows, depth, part_of, begin.back());
   return ffi::Error::Success();
 }
 
@@ -205,27 +270,45 @@ void Mix(const float* weight, const float* values, const int32_t* seen, int64_t 
   for (int j = 0; j < kSums; ++j) Store(mixed + j * kWide, sum[j] * share);
 }
 
-// One query over `count` slots of one head: weight [count + kWide] is scratch, mixed [dim] the result.
+// query . keys[seen[r]] for kWide slots.
+inline Vector Scores(const float* query, const float* keys, const int32_t* seen, int64_t dim,
+                     int64_t ahead) {
+  Vector sum[kWide] = {};
+  const float* key[kWide];
+  for (int r = 0; r < kWide; ++r) key[r] = keys + seen[r] * dim;
+  int64_t d = 0;
+  for (; d + kWide <= dim; d += kWide) {
+    const Vector q = Load(query + d);
+#pragma GCC unroll 16
+    for (int r = 0; r < kWide; ++r) sum[r] += q * Load(key[r] + d);
+    if (ahead) {
+#pragma GCC unroll 16
+      for (int r = 0; r < kWide; ++r) __builtin_prefetch(key[r] + ahead + d, 0, 2);
+    }
+  }
+  Vector score = SumEach(sum);
+  if (d < dim) {
+    for (int r = 0; r < kWide; ++r) {
+      for (int64_t i = d; i < dim; ++i) score[r] += query[i] * key[r][i];
+    }
+  }
+  return score;
+}
+
+// One query over `count` slots of one head: weight is scratch and seen is readable up to a multiple
+// of kWide, mixed [dim] the result.
 // Meanwhile the same slots of the head that lies `ahead` numbers further on are fetched.
 void Attend(const float* query, const float* keys, const float* values, const int32_t* seen,
             int64_t count, int64_t dim, float scale, float* weight, float* mixed, int64_t ahead) {
-  float top = -INFINITY;
-  for (int64_t i = 0; i < count; ++i) {
-    const float* key = keys + seen[i] * dim;
-    if (ahead) Fetch(key + ahead, dim);
-    Vector a = {}, b = {};
-    int64_t d = 0;
-    for (; d + 2 * kWide <= dim; d += 2 * kWide) {
-      a += Load(query + d) * Load(key + d);
-      b += Load(query + d + kWide) * Load(key + d + kWide);
-    }
-    float score = Sum(a + b);
-    for (; d < dim; ++d) score += query[d] * key[d];
-    weight[i] = score * scale;
-    top = std::max(top, weight[i]);
-  }
   const int64_t whole = (count + kWide - 1) / kWide * kWide;
+  for (int64_t i = 0; i < whole; i += kWide) {
+    Vector score = Scores(query, keys, seen + i, dim, ahead) * scale;
+    Store(weight + i, score);
+  }
   std::fill(weight + count, weight + whole, -INFINITY);
+  Vector highest = Vector{} - INFINITY;
+  for (int64_t i = 0; i < whole; i += kWide) highest = Larger(highest, Load(weight + i));
+  const float top = Largest(highest);
   Vector together = {};
   for (int64_t i = 0; i < whole; i += kWide) {
     const Vector e = Exp(Load(weight + i) - top);
@@ -277,8 +360,10 @@ ffi::Error Attention(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> query, ffi::Buf
       std::memcpy(own_keys + to, new_keys + from, dim * sizeof(float));
       std::memcpy(own_values + to, new_values + from, dim * sizeof(float));
     }
-    Floats weight(slots + kWide);
-    std::vector<int32_t> seen(slots);
+    thread_local Floats weight;  // kept, so that pieces need not ask for memory
+    thread_local std::vector<int32_t> seen;
+    weight.resize(std::max<size_t>(weight.size(), slots + kWide));
+    seen.resize(std::max<size_t>(seen.size(), slots + kWide));
     for (int64_t t = 0; t < length; ++t) {
       const int32_t segment = asked[b * length + t];
       const int64_t own = std::min(first[b] + t, slots - 1);
@@ -288,6 +373,7 @@ ffi::Error Attention(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> query, ffi::Buf
           if (kept[b * slots + s] == segment) seen[count++] = s;
         }
       }
+      std::fill_n(seen.data() + count, kWide, count ? seen[count - 1] : 0);
       for (int64_t h = kv * group; h < (kv + 1) * group; ++h) {
         const int64_t at = ((b * length + t) * heads + h) * dim;
         const bool first_to_read = t == 0 && h == kv * group;
@@ -301,12 +387,12 @@ ffi::Error Attention(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> query, ffi::Buf
 
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(aludel_product, Product,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(aludel_products, Products,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Ret<ffi::Buffer<ffi::F32>>());
+                                  .RemainingArgs()
+                                  .RemainingRets());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(aludel_attention, Attention,
                               ffi::Ffi::Bind()

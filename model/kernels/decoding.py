@@ -9,7 +9,7 @@ from . import native_decoding as native
 from .choosing import choose, chosen
 from .plain import XLA, Kernels
 
-NATIVE = Kernels(native.native_product, native.native_append_and_attend)
+NATIVE = Kernels(native.native_project, native.native_append_and_attend)
 MOST_QUERIES = 64  # of a row: with more, the products of attention are worth a matrix product
 MOST_TOKENS = 256  # of all rows: with more, a general matrix product is as fast
 
@@ -20,7 +20,7 @@ def cached_kernels(decoding: str, rows: int, length: int) -> Kernels:
     if decoding != "native":
         return XLA
     return Kernels(
-        (NATIVE if rows * length <= MOST_TOKENS else XLA).product,
+        (NATIVE if rows * length <= MOST_TOKENS else XLA).project,
         (NATIVE if length <= MOST_QUERIES else XLA).attention,
     )
 
@@ -28,7 +28,7 @@ def cached_kernels(decoding: str, rows: int, length: int) -> Kernels:
 def head_product(x: Array, head: Array, decoding: str) -> Array:
     """`x` [M, K] @ `head` [V, K] transposed, in float32: the logits."""
     if decoding == "native":
-        return native.native_product(x, head.T)
+        return native.native_project(x, [(head.T, None)])[0]
     return jnp.matmul(x, head.astype(x.dtype).T, preferred_element_type=jnp.float32)
 
 

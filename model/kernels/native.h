@@ -12,6 +12,7 @@
 #include <memory>
 #include <new>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "xla/ffi/api/ffi.h"
@@ -64,6 +65,59 @@ inline float Sum(Vector v) {
     for (int i = 0; i < half; ++i) part[i] += part[half + i];
   }
   return part[0];
+}
+
+// x and y with each half's elements added to those `kHalf` away: where the lane has that bit, y's.
+template <int kHalf, size_t... kLane>
+inline Vector AddHalves(Vector x, Vector y, std::index_sequence<kLane...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(x, y, (kLane & kHalf ? kWide + kLane : kLane)...) +
+         __builtin_shufflevector(x, y, (kLane & kHalf ? kWide + (kLane ^ kHalf) : kLane ^ kHalf)...);
+#else
+  const Whole own = {static_cast<int32_t>(kLane & kHalf ? kWide + kLane : kLane)...};
+  const Whole far = {static_cast<int32_t>(kLane & kHalf ? kWide + (kLane ^ kHalf) : kLane ^ kHalf)...};
+  return __builtin_shuffle(x, y, own) + __builtin_shuffle(x, y, far);
+#endif
+}
+
+// Of the lanes with that bit, x's partners in y; of the others, y's partners in x: a step of a
+// transpose.
+template <int kHalf, size_t... kLane>
+inline void SwapHalves(Vector& x, Vector& y, std::index_sequence<kLane...>) {
+#if defined(__clang__)
+  const Vector low = __builtin_shufflevector(
+      x, y, (kLane & kHalf ? kWide + (kLane ^ kHalf) : kLane)...);
+  y = __builtin_shufflevector(x, y, (kLane & kHalf ? kWide + kLane : kLane ^ kHalf)...);
+#else
+  const Whole of_x = {static_cast<int32_t>(kLane & kHalf ? kWide + (kLane ^ kHalf) : kLane)...};
+  const Whole of_y = {static_cast<int32_t>(kLane & kHalf ? kWide + kLane : kLane ^ kHalf)...};
+  const Vector low = __builtin_shuffle(x, y, of_x);
+  y = __builtin_shuffle(x, y, of_y);
+#endif
+  x = low;
+}
+
+// The kWide x kWide matrix whose rows are v, transposed in place.
+template <int kHalf = kWide / 2>
+inline void Transpose(Vector* v) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kWide; ++i) {
+    if (!(i & kHalf)) {
+      SwapHalves<kHalf>(v[i], v[i + kHalf], std::make_index_sequence<kWide>());
+    }
+  }
+  if constexpr (kHalf > 1) Transpose<kHalf / 2>(v);
+}
+
+// {Sum(v[0]), Sum(v[1]), ...}, all at once; v is used up.
+template <int kHalf = kWide / 2>
+inline Vector SumEach(Vector* v) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kHalf; ++i) {
+    v[i] = AddHalves<kHalf>(v[i], v[i + kHalf], std::make_index_sequence<kWide>());
+  }
+  if constexpr (kHalf > 1) return SumEach<kHalf / 2>(v);
+  return v[0];
 }
 
 inline Vector Larger(Vector a, Vector b) { return a > b ? a : b; }

@@ -1,16 +1,19 @@
 """Products and attention of a decoding step on a CPU: `decode.cc`.
 
-`jnp.matmul` and `plain.append_and_attend` are the same without it, and its oracles.
+The `project` and `append_and_attend` of `plain.XLA` are the same without it, and its oracles.
 """
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ..layers import Weights
 from . import native
 
-HANDLERS = ("aludel_product", "aludel_attention")
+HANDLERS = ("aludel_products", "aludel_attention")
 EVERYTHING = 2**31  # a window wider than any cache
 
 
@@ -19,10 +22,13 @@ def obstacle() -> str | None:
     return native.load("decode.cc", HANDLERS)
 
 
-def native_product(x: Array, kernel: Array) -> Array:
-    """`x` f32[M, K] @ `kernel` f32[K, N], which is read as [N, K]: see `weights.turn`."""
-    shape = jax.ShapeDtypeStruct((x.shape[0], kernel.shape[1]), jnp.float32)
-    return jax.ffi.ffi_call("aludel_product", shape)(x, kernel.T)
+def native_project(x: Array, weights: Sequence[Weights]) -> tuple[Array, ...]:
+    """`x` f32[M, K] @ kernel f32[K, N] + bias f32[N] or None for each of the weights. Kernels are
+    read as [N, K]: see `weights.turn`."""
+    shapes = [jax.ShapeDtypeStruct((len(x), k.shape[1]), jnp.float32) for k, _ in weights]
+    none = jnp.zeros(0)
+    arrays = [one for k, bias in weights for one in (k.T, none if bias is None else bias)]
+    return tuple(jax.ffi.ffi_call("aludel_products", shapes)(x, *arrays))
 
 
 def native_append_and_attend(

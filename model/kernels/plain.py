@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ..layers import normalise
+from ..layers import Project, normalise, project_by
 
 MASKED = -1e30  # finite: exp gives 0, and a row that is masked throughout gives no NaN
 
@@ -121,9 +121,9 @@ def append_and_attend(
 class Kernels(NamedTuple):
     """What a forward pass is computed by."""
 
-    product: Callable[[Array, Array], Array]  # x [M, K] @ kernel [K, N]
+    project: Project  # linear maps
     attention: Callable[..., tuple[Array, Array, Array]]  # as `append_and_attend`
     normalise: Callable[..., Array] = normalise  # as that of `layers`
 
 
-XLA = Kernels(jnp.matmul, append_and_attend)
+XLA = Kernels(project_by(jnp.matmul), append_and_attend)

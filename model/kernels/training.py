@@ -11,7 +11,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from ..execution import Execution
-from ..layers import normalise
+from ..layers import normalise, project_by
 from . import norms, products
 from .choosing import choose, chosen
 from .plain import XLA, Kernels
@@ -72,4 +72,4 @@ def training_kernels(training: str) -> Kernels:
     """Of a pass without a cache, where `training` was chosen (`auto`: XLA)."""
     if training != "native":
         return XLA
-    return XLA._replace(product=_product, normalise=_normalise)
+    return XLA._replace(project=project_by(_product), normalise=_normalise)

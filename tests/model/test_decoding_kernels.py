@@ -9,9 +9,9 @@ from aludel.errors import UserError
 from aludel.model.kernels import decoding
 from aludel.model.kernels import native as loader
 from aludel.model.kernels import native_decoding as native
-from aludel.model.kernels.plain import append_and_attend
+from aludel.model.kernels.plain import XLA, append_and_attend
 
-compiled = pytest.mark.skipif(native.obstacle() is not None, reason=str(native.obstacle()))
+compiled = pytest.mark.skipif("no C++ compiler" in str(native.obstacle()), reason="no compiler")
 
 
 def _normal(*shape):
@@ -20,14 +20,21 @@ def _normal(*shape):
 
 
 @compiled
-@pytest.mark.parametrize("rows", [1, 5, 13, 70])
+@pytest.mark.parametrize("rows", [1, 5, 13, 32, 70])
 @pytest.mark.parametrize("depth, width", [(1, 1), (3, 16), (40, 33), (128, 96), (65, 1000)])
 def test_native_products(rows, depth, width):
-    x, kernel = _normal(rows, depth), _normal(depth, width)
+    """Of one x several, with a bias and without one."""
+    x, bias = _normal(rows, depth), _normal(width)
+    weights = [
+        (_normal(depth, width), None),
+        (_normal(depth, 7), None),
+        (_normal(depth, width + 1)[:, 1:], bias),
+    ]
     with jax.default_matmul_precision("highest"):
-        want = np.asarray(x @ kernel)
+        wanted = XLA.project(x, weights)
     bound = 2e-6 * depth**0.5 * 4
-    np.testing.assert_allclose(jax.jit(native.native_product)(x, kernel), want, atol=bound)
+    for got, want in zip(jax.jit(native.native_project)(x, weights), wanted, strict=True):
+        np.testing.assert_allclose(got, want, atol=bound)
 
 
 @compiled
