@@ -506,8 +506,10 @@ def scale(args: list[str]) -> int:
     """Scaling curves: `scale fit` and `scale predict`."""
     parsers = {"fit": scale_fit, "predict": scale_predict}
     if not args or args[0] in ("-h", "--help"):
-        print("usage: aludel scale fit FILE.csv [flags]   laws of finished runs, with intervals")
-        print("       aludel scale predict FIT [flags]    the loss of a run that was not made")
+        print(
+            "usage: aludel scale fit RUNS|FILE.csv [flags]   laws of finished runs, with intervals"
+        )
+        print("       aludel scale predict FIT [flags]         the loss of a run that was not made")
         return 0
     if args[0] not in parsers:
         from .data.files import nearest
@@ -524,7 +526,15 @@ def scale_fit(args: list[str]) -> int:
         "determine. Compute is 6 N D.",
         allow_abbrev=False,
     )
-    parser.add_argument("runs", metavar="FILE.csv", help="with columns loss and two of N, D, C")
+    parser.add_argument(
+        "runs", metavar="RUNS|FILE.csv", help="a folder of runs; or columns loss and two of N, D, C"
+    )
+    parser.add_argument(
+        "--count",
+        default="all",
+        choices=("all", "blocks"),
+        help="a run's parameters: all, or without embeddings and head (all)",
+    )
     parser.add_argument(
         "--column",
         metavar="NAME=COLUMN",
@@ -544,7 +554,7 @@ def scale_fit(args: list[str]) -> int:
         choices=("isoflop", "envelope", "kaplan", "repeated"),
         help="fail where this one is not determined; may be repeated",
     )
-    parser.add_argument("--out", help="the folder for fit.json and fit.html (runs/FILE)")
+    parser.add_argument("--out", help="the folder for fit.json and fit.html (runs/NAME-law)")
     options = parser.parse(args)
     from .train.scaling import fit_scaling
     from .train.scaling.page import counted
@@ -554,7 +564,7 @@ def scale_fit(args: list[str]) -> int:
     for name in ("drop_highest", "hold_out", "resamples", "seed"):
         if getattr(options, name) < 0:
             raise UserError(f"--{name.replace('_', '-')} must not be negative")
-    out = Path(options.out or Path("runs") / Path(options.runs).stem)
+    out = Path(options.out or Path("runs") / f"{Path(options.runs).stem}-law")
     fitted = fit_scaling(
         options.runs,
         out,
@@ -565,6 +575,7 @@ def scale_fit(args: list[str]) -> int:
         resamples=options.resamples,
         seed=options.seed,
         laws=options.law,
+        embeddings=options.count == "all",
     )
     print(counted(fitted))
     print("\n".join(table(parameter_rows(fitted))))

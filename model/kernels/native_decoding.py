@@ -26,7 +26,7 @@ def native_project(x: Array, weights: Sequence[Weights]) -> tuple[Array, ...]:
     """`x` f32[M, K] @ kernel f32[K, N] + bias f32[N] or None for each of the weights. Kernels are
     read as [N, K]: see `weights.turn`."""
     shapes = [jax.ShapeDtypeStruct((len(x), k.shape[1]), jnp.float32) for k, _ in weights]
-    none = jnp.zeros(0)
+    none = jnp.zeros(0, jnp.float32)
     arrays = [one for k, bias in weights for one in (k.T, none if bias is None else bias)]
     return tuple(jax.ffi.ffi_call("aludel_products", shapes)(x, *arrays))
 

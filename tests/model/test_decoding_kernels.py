@@ -21,7 +21,9 @@ def _normal(*shape):
 
 @compiled
 @pytest.mark.parametrize("rows", [1, 5, 13, 32, 70])
-@pytest.mark.parametrize("depth, width", [(1, 1), (3, 16), (40, 33), (128, 96), (65, 1000)])
+@pytest.mark.parametrize(
+    "depth, width", [(1, 1), (3, 16), (40, 33), (128, 96), (65, 1000), (700, 50)]
+)
 def test_native_products(rows, depth, width):
     """Of one x several, with a bias and without one."""
     x, bias = _normal(rows, depth), _normal(width)

@@ -10,6 +10,9 @@ import pytest
 
 from aludel import cli
 from aludel.errors import UserError
+from aludel.model import DecoderConfig
+from aludel.train.config import PretrainConfig, to_json
+from aludel.train.records import write_json
 from aludel.train.scaling import (
     Points,
     compute_optimal,
@@ -26,6 +29,7 @@ from aludel.train.scaling.optimum import law_of_optima
 from aludel.train.scaling.parametric import Law, fit_parametric
 from aludel.train.scaling.power import fit_power
 from aludel.train.scaling.repeated import fit_repeated, repeated_loss
+from aludel.train.scaling.runs import read_runs
 
 TRUE = Law(400.0, 1500.0, 1.7, 0.34, 0.37)
 # Besiroglu et al. 2024, and the unrounded estimate of Hoffmann et al. 2022 that they recovered.
@@ -140,11 +144,23 @@ def test_the_envelope_finds_the_best_sizes():
 def test_kaplans_law_of_size():
     """L(N) = (8.8e13 / N)^0.076 with endless data (Kaplan et al. 2020, equation 1.1)."""
     params = np.geomspace(1e6, 1e9, 8)
-    points = Points(params, np.full(8, 1e30), (8.8e13 / params) ** 0.076, ("",) * 8)
-    fit = fit_kaplan(points)
+    best = (8.8e13 / params) ** 0.076
+    twice = Points(
+        np.tile(params, 2),
+        np.repeat([1e10, 1e30], 8),
+        np.concatenate([best * 1.1, best]),
+        ("",) * 16,
+    )
+    fit = fit_kaplan(twice)
     assert relative(fit.size.exponent, 0.076) < 1e-9
     assert relative(fit.size.constant, 8.8e13) < 1e-6
-    assert fit.tokens is None and fit.counts[1] == 1
+    assert fit.tokens is None and fit.counts[1] == 2
+
+
+def test_of_each_budget_one_run_counts_for_the_law_of_compute():
+    points = isoflop_runs(0.0, 0)
+    fit = fit_kaplan(points)
+    assert fit.counts[1:] == (0, len(BUDGETS)) and fit.tokens is None
 
 
 @pytest.mark.parametrize("rows", [(), (3,)])
@@ -268,6 +284,14 @@ def test_columns_are_mapped_and_tokens_follow_from_compute(tmp_path):
             [],
             "every run has the same N",
         ),
+        (
+            "N,D,loss\n" + "".join(f"{n}e6,1e10,{3 - n / 10}\n" for n in range(1, 9)),
+            [],
+            "every run has the same D",
+        ),
+        ("N,D,loss\n1e6,1e9,3,7\n", [], "runs.csv:2: more cells than the header has"),
+        ("N,D,loss\n\n\n1e6,1e9,x\n", [], "runs.csv:4: loss is 'x'"),
+        ("N,D,loss\n", [], "holds no runs"),
         ("N,D,loss\n1e6,1e9,3\n", ["--hold-out", "1"], "cannot hold out 1 of 1"),
         ("N,D,loss\n1e6,1e9,3\n", ["--irreducible", "much"], "--irreducible must be"),
         ("", [], "no column for loss"),
@@ -291,12 +315,47 @@ def test_a_law_that_was_asked_for_and_is_not_determined_is_an_error(tmp_path):
         fit_scaling(path, tmp_path / "fit", resamples=10, laws=("isoflop",))
 
 
-def test_runs_that_do_not_determine_the_law_are_no_fit(tmp_path):
-    """The loss of noise alone: no number is given silently."""
-    n = np.geomspace(1e6, 1e9, 8)
-    flat = Points(n, 20 * n, np.full(8, np.nan), ("",) * 8)
-    with pytest.raises(UserError, match="did not converge"):
-        fit_parametric(flat, grid=NEAR, resamples=0)
+@pytest.mark.parametrize("sizes", [np.geomspace(1e6, 1e9, 8), np.geomspace(1e6, 1e9, 24)])
+def test_runs_that_do_not_determine_the_law_are_no_fit(sizes):
+    """D = 20 N throughout: what N does, D does as well."""
+    points = Points(sizes, 20 * sizes, TRUE.loss(sizes, 20 * sizes), ("",) * len(sizes))
+    with pytest.raises(UserError, match="do not determine"):
+        fit_parametric(points, grid=NEAR, resamples=0)
+
+
+def test_an_irreducible_loss_above_the_losses_is_refused():
+    with pytest.raises(UserError, match="is not below the lowest loss"):
+        fit_parametric(isoflop_runs(0.0, 0), irreducible=5.0, resamples=0)
+
+
+def test_runs_that_repeat_are_fitted_apart(tmp_path):
+    """The law comes from the others, and what repetition costs from these."""
+    random = np.random.default_rng(0)
+    once = isoflop_runs(0.0, 0)
+    n, unique = 10 ** random.uniform(7.5, 9.5, 40), 10 ** random.uniform(8, 10, 40)
+    d = unique * 10 ** random.uniform(0.1, 2, 40)
+    loss = np.asarray(repeated_loss(TRUE, n, d, unique, 15.39, 5.31))
+    rows = [*zip(once.params, once.tokens, once.loss, once.tokens, strict=True)]
+    rows += zip(n, d, loss, unique, strict=True)
+    path = tmp_path / "runs.csv"
+    lines = [",".join(f"{float(one)!r}" for one in row) for row in rows]
+    path.write_text("\n".join(["N,D,loss,U", *lines]) + "\n")
+    fitted = fit_scaling(path, tmp_path / "fit", resamples=20, laws=("repeated",))
+    assert relative(fitted.parametric.law.beta, TRUE.beta) < 0.01
+    assert relative(fitted.repeated.tokens_constant, 15.39) < 0.1
+    assert fitted.repeating == 40 and len(fitted.points) == len(once)
+
+
+def test_what_repetition_costs_must_be_told_by_the_runs():
+    n, unique = np.geomspace(1e7, 1e8, 12), np.full(12, 1e10)
+    d = np.geomspace(1.5, 4, 12) * unique
+    free = Points(n, d, TRUE.loss(n, d), ("",) * 12, unique)  # as if all tokens were new
+    with pytest.raises(UserError, match="do not tell"):
+        fit_repeated(free, TRUE)
+    worn = np.asarray(repeated_loss(TRUE, n, d, unique, 3.0, 5.0))
+    fit = fit_repeated(Points(n, d, worn, ("",) * 12, unique), TRUE)
+    assert relative(fit.tokens_constant, 3.0) < 0.01
+    assert fit.params_constant is None  # none of them is larger than its tokens ask for
 
 
 def test_predictions_need_to_know_of_what(tmp_path, capsys):
@@ -304,3 +363,44 @@ def test_predictions_need_to_know_of_what(tmp_path, capsys):
     (tmp_path / "fit.json").write_text("{}")
     assert cli.run(["scale", "predict", str(tmp_path), "--flops", "1"]) == 2
     assert "not a fit" in capsys.readouterr().err
+    draws = dict.fromkeys(Law._fields, [1.0, 2.0])
+    damaged = dict.fromkeys(Law._fields, 1.0) | {"draws": draws, "noise": []}
+    (tmp_path / "fit.json").write_text(json.dumps(damaged))
+    assert cli.run(["scale", "predict", str(tmp_path), "--flops", "1"]) == 2
+    assert "not a fit" in capsys.readouterr().err
+
+
+def made_run(folder, name: str, layers: int, steps: int, loss: float | None, tokenizer="t"):
+    """A run folder as training leaves it, with this loss; None: unfinished."""
+    config = PretrainConfig(model=DecoderConfig(vocab_size=50, layers=layers), steps=steps)
+    path = folder / name
+    path.mkdir(parents=True)
+    write_json(path / "config.json", {"stage": "pretrain"} | to_json(config))
+    digests = {"tokenizer": tokenizer, "validation": ["v"]}
+    write_json(path / "provenance.json", {"digests": digests})
+    done = steps if loss is not None else steps // 2
+    tokens = done * config.tokens_per_step
+    write_json(path / "summary.json", {"steps": done, "tokens": tokens, "val_nats_per_token": loss})
+    return config.model
+
+
+def test_finished_runs_of_a_folder_are_points(tmp_path):
+    shape = made_run(tmp_path, "a", 2, 10, 3.0)
+    made_run(tmp_path, "b", 3, 20, 2.5)
+    made_run(tmp_path, "c", 4, 20, None)
+    points, left_out = read_runs(tmp_path)
+    assert points.where == ("a", "b") and left_out == ["c"]
+    assert points.params[0] == shape.parameters() and points.loss.tolist() == [3.0, 2.5]
+    assert points.tokens.tolist() == [10 * 16 * 256, 20 * 16 * 256]
+    blocks, _ = read_runs(tmp_path, embeddings=False)
+    assert blocks.params[0] == shape.parameters(embeddings=False)
+    made_run(tmp_path, "d", 2, 10, 3.0, tokenizer="other")
+    with pytest.raises(UserError, match="its tokenizer is another than that of a"):
+        read_runs(tmp_path)
+
+
+def test_a_folder_without_a_finished_run_is_named(tmp_path, capsys):
+    made_run(tmp_path / "runs", "c", 4, 20, None)
+    out = str(tmp_path / "fit")
+    assert cli.run(["scale", "fit", str(tmp_path / "runs"), "--out", out]) == 2
+    assert "holds no finished pretraining run; unfinished: c" in capsys.readouterr().err

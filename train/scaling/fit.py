@@ -1,6 +1,5 @@
 """`aludel scale fit`: runs -> every law that they determine -> fit.json and fit.html."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from .parametric import Law, ParametricFit, fit_parametric
 from .points import Points, read_csv, split_by_compute, without_highest
 from .predict import FIELDS, LEVEL, Interval, between, predicted_loss
 from .repeated import RepeatedFit, fit_repeated
+from .runs import read_runs
 
 FIT, PAGE = "fit.json", "fit.html"
 LAWS = ("parametric", "isoflop", "envelope", "kaplan", "repeated")
@@ -25,8 +25,9 @@ FAR = 5.0  # median absolute deviations: residuals beyond are named
 class Fitted(NamedTuple):
     """All that was found; a law that the runs do not determine is a reason, as text."""
 
-    points: Points  # that were fitted
+    points: Points  # that were fitted: of them none repeats tokens
     dropped: int
+    repeating: int  # runs that do, of which `repeated` is
     held_out: Points
     parametric: ParametricFit
     isoflop: IsoflopFit | str
@@ -36,16 +37,21 @@ class Fitted(NamedTuple):
 
     @property
     def residuals(self) -> np.ndarray:
-        """log L - log L(N, D) of each run, as wide as the noise that five parameters took from."""
+        """log L - log L(N, D) of each run."""
         law, points = self.parametric.law, self.points
-        left = np.log(points.loss) - np.log(law.loss(points.params, points.tokens))
-        return left * np.sqrt(len(left) / max(len(left) - 5, 1))
+        return np.log(points.loss) - np.log(law.loss(points.params, points.tokens))
+
+    @property
+    def noise(self) -> np.ndarray:
+        """The residuals, as wide as what they are left of: the law's parameters took their part."""
+        count, free = len(self.points), self.parametric.free
+        return self.residuals * np.sqrt(count / (count - free))
 
     def predictions(self) -> list[Interval]:
         """Of the runs that were held out."""
         law, draws = self.parametric.law, self.parametric.draws
         return [
-            predicted_loss(law, draws, self.residuals, n, d)
+            predicted_loss(law, draws, self.noise, n, d)
             for n, d in zip(self.held_out.params, self.held_out.tokens, strict=True)
         ]
 
@@ -65,8 +71,10 @@ def fit_scaling(
     resamples: int = 1000,
     seed: int = 0,
     laws: Sequence[str] = (),
+    embeddings: bool = True,
 ) -> Fitted:
-    """Fit the runs of a CSV file and write fit.json and fit.html into `out`.
+    """Fit the runs of a CSV file, or those in a folder (`embeddings`: how their parameters are
+    counted), and write fit.json and fit.html into `out`.
 
     The parametric law must be determined; of the others those named in `laws`, while any other
     that is not is left out with its reason. Raises UserError, and then writes nothing.
@@ -74,9 +82,13 @@ def fit_scaling(
     from .page import page
 
     source, out = Path(source).expanduser(), Path(out).expanduser()
-    everything = read_csv(source, columns)
+    everything, unfinished = _read(source, columns, embeddings)
     points, held_out = split_by_compute(without_highest(everything, drop_highest), hold_out)
-    parametric = fit_parametric(points, irreducible, resamples, seed)
+    # Of runs that repeat tokens, what the repetition costs is fitted afterwards.
+    once = (
+        points.keep(points.tokens <= 1.001 * points.unique) if points.unique is not None else points
+    )
+    parametric = fit_parametric(once, irreducible, resamples, seed)
 
     def attempt(name: str, fit) -> Any:
         try:
@@ -87,21 +99,31 @@ def fit_scaling(
             return str(reason)
 
     fitted = Fitted(
-        points,
+        once,
         len(everything) - len(points) - len(held_out),
+        len(points) - len(once),
         held_out,
         parametric,
-        attempt("isoflop", lambda: fit_isoflop(points, irreducible, resamples, seed)),
-        attempt("envelope", lambda: fit_envelope(points)),
-        attempt("kaplan", lambda: fit_kaplan(points, irreducible or 0.0)),
+        attempt("isoflop", lambda: fit_isoflop(once, irreducible, resamples, seed)),
+        attempt("envelope", lambda: fit_envelope(once)),
+        attempt("kaplan", lambda: fit_kaplan(once, irreducible or 0.0)),
         attempt("repeated", lambda: fit_repeated(points, parametric.law)),
     )
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256(source.read_bytes()).hexdigest()
-    write_json(out / FIT, as_json(fitted) | {"source": source.name, "source_sha256": digest})
+    write_json(out / FIT, as_json(fitted) | {"source": source.name, "unfinished": unfinished})
     write_text(out / PAGE, page(fitted, source.name))
     return fitted
+
+
+def _read(
+    source: Path, columns: Mapping[str, str] | None, embeddings: bool
+) -> tuple[Points, list[str]]:
+    if not source.is_dir():
+        return read_csv(source, columns), []
+    if columns:
+        raise UserError(f"{source}: is a folder of runs: it has no columns to map")
+    return read_runs(source, embeddings)
 
 
 def as_json(fitted: Fitted) -> dict[str, Any]:
@@ -112,6 +134,7 @@ def as_json(fitted: Fitted) -> dict[str, Any]:
         "objective": fitted.parametric.objective,
         "runs": len(fitted.points),
         "runs_dropped": fitted.dropped,
+        "runs_repeating": fitted.repeating,
         "level": LEVEL,
         "intervals": {name: interval_of(law, draws, name)[1:] for name in FIELDS},
         "starts": fitted.parametric.starts,
@@ -140,7 +163,7 @@ def as_json(fitted: Fitted) -> dict[str, Any]:
         "envelope": _envelope_json(fitted.envelope),
         "kaplan": _kaplan_json(fitted.kaplan),
         "repeated": _or_reason(fitted.repeated, lambda fit: fit._asdict()),
-        "residuals": [float(f"{one:.6g}") for one in fitted.residuals],
+        "noise": [float(f"{one:.6g}") for one in fitted.noise],
         "draws": {name: [float(f"{one:.8g}") for one in getattr(draws, name)] for name in FIELDS},
     }
     return values

@@ -71,6 +71,8 @@ def counted(fitted: Fitted) -> str:
     text = f"{len(fitted.points)} runs"
     if fitted.dropped:
         text += f", {fitted.dropped} of the highest losses dropped"
+    if fitted.repeating:
+        text += f", {fitted.repeating} that repeat tokens fitted apart"
     if len(fitted.held_out):
         text += f", {len(fitted.held_out)} of the largest compute held out"
     return text

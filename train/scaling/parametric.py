@@ -48,6 +48,7 @@ class ParametricFit(NamedTuple):
     draws: Law  # f64[resamples] each
     starts: int
     arrived: int  # starts that ended where the gradient is flat
+    free: int  # parameters that were fitted
 
 
 def fit_parametric(
@@ -63,8 +64,12 @@ def fit_parametric(
     `irreducible` fixes E (0: none); None fits it. Intervals come of resampling the runs. Raises
     UserError where there are too few runs, or where no start converges.
     """
-    free = 5 if irreducible is None else 4
-    check_enough(points, free + 1, "the parametric law")
+    check_enough(points, (5 if irreducible is None else 4) + 1, "the parametric law")
+    if irreducible is not None and irreducible >= points.loss.min():
+        raise UserError(
+            f"the irreducible loss {irreducible:g} is not below the lowest loss "
+            f"{points.loss.min():.4g}"
+        )
     log_n, log_d, log_loss = (np.log(one) for one in (points.params, points.tokens, points.loss))
     middle = np.array([log_n.mean(), log_d.mean()])
     data = (log_n - middle[0], log_d - middle[1], log_loss)
@@ -78,6 +83,11 @@ def fit_parametric(
             "the runs do not determine it"
         )
     best = _distinct_best(found, arrived)
+    if _condition(problem, found.at[best[0]]) > VAGUE:
+        raise UserError(
+            "the runs do not determine the parametric law: other parameters fit them as well; "
+            "vary N and D independently, over more runs"
+        )
     draws = _bootstrap(problem, found.at[best], resamples, seed)
     law = _law(found.at[best[0]], middle, irreducible)
     return ParametricFit(
@@ -86,6 +96,7 @@ def fit_parametric(
         _law(draws, middle, irreducible),
         len(starts),
         int(arrived.sum()),
+        starts.shape[1],
     )
 
 
@@ -123,6 +134,23 @@ def _from_everywhere(problem: _Problem, starts: np.ndarray) -> tuple[Minima, np.
         starts, which = found.at[first], same.reshape(-1)[which]
     found = Minima(*(one[first][which] for one in found))
     return found, problem.arrived(found)
+
+
+VAGUE = 1e7
+"""Of the normal matrix, its diagonal made 1: beyond, what one parameter does others do as well."""
+
+
+def _condition(problem: _Problem, at: np.ndarray) -> float:
+    """How far the law's gradients by its parameters are from independent; infinite: not at all."""
+    log_n, log_d, _ = problem.data
+    e = at[4] if problem.fixed is None else problem.fixed
+    terms = np.exp([at[0] - at[2] * log_n, at[1] - at[3] * log_d, np.full_like(log_n, e)])
+    p = terms / terms.sum(axis=0)
+    columns = np.stack([p[0], p[1], -p[0] * log_n, -p[1] * log_d, p[2]][: len(at)], axis=1)
+    size = np.sqrt((columns**2).sum(axis=0))
+    if not (np.isfinite(columns).all() and (size > 1e-12).all()):
+        return np.inf
+    return float(np.linalg.cond((columns / size).T @ (columns / size)))
 
 
 def _starts(grid: Mapping, middle: np.ndarray, with_e: bool) -> np.ndarray:
@@ -212,5 +240,6 @@ def _bootstrap(problem: _Problem, starts: np.ndarray, resamples: int, seed: int)
     runs, each = len(problem.data[0]), len(starts)
     weights = random.multinomial(runs, np.full(runs, 1 / runs), size=resamples).astype(float)
     found = problem.minimise(np.tile(starts, (resamples, 1)), np.repeat(weights, each, axis=0))
-    values = found.value.reshape(resamples, each)
-    return found.at[values.argmin(axis=1) + each * np.arange(resamples)]
+    at = np.where(problem.arrived(found)[:, None], found.at, np.nan)  # counted by nobody
+    values = np.where(problem.arrived(found), found.value, np.inf).reshape(resamples, each)
+    return at[values.argmin(axis=1) + each * np.arange(resamples)]

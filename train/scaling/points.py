@@ -42,9 +42,10 @@ class Points(NamedTuple):
 def read_csv(path: str | Path, columns: Mapping[str, str] | None = None) -> Points:
     """The points of a CSV file with a header.
 
-    It needs loss and two of N, D, C, the third being 6 N D; all three are taken as N and C. U,
-    tokens that differ, may be there. `columns` maps these names to the file's own. Raises
-    UserError for what is missing, not a number, or not positive, with its row.
+    It needs loss and two of N, D, C, the third being 6 N D; of all three C is left aside, unless
+    `columns` names it and not D. U, tokens that differ, may be there. `columns` maps these names to
+    the file's own. Raises UserError for what is missing, not a number, or not positive, with its
+    row.
     """
     path = Path(path).expanduser()
     columns = dict(columns or {})
@@ -58,7 +59,7 @@ def read_csv(path: str | Path, columns: Mapping[str, str] | None = None) -> Poin
             rows = csv.DictReader(file)
             header = [name.strip() for name in rows.fieldnames or ()]
             rows.fieldnames = header
-            records = list(enumerate(rows, start=2))
+            records = [(rows.reader.line_num, row) for row in rows]
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a CSV file: {error}") from None
     for name, column in columns.items():
@@ -71,8 +72,13 @@ def read_csv(path: str | Path, columns: Mapping[str, str] | None = None) -> Poin
             f"{path}: no column for {missing} among {', '.join(header) or 'none'}; "
             "map one with --column NAME=COLUMN"
         )
-    if {"N", "C"} <= found.keys():
-        found.pop("D", None)  # C is what was spent: where all are there, D follows
+    if {"N", "D", "C"} <= found.keys():
+        found.pop("D" if "C" in columns and "D" not in columns else "C")
+    for line, row in records:
+        if None in row:
+            raise UserError(f"{path}:{line}: more cells than the header has")
+    if not records:
+        raise UserError(f"{path}: holds no runs")
     values = {
         name: np.array([_positive(path, line, row, column) for line, row in records])
         for name, column in found.items()
@@ -118,14 +124,11 @@ def check_enough(points: Points, needed: int, law: str, sizes: int = 2) -> None:
     """Raise UserError where a law cannot be fitted to so few points, or to so few sizes."""
     if len(points) < needed:
         raise UserError(f"{law} needs at least {needed} runs, and there are {len(points)}")
-    different = len(distinct(points.params))
-    if different < sizes:
-        raise UserError(
-            f"{law} needs runs of at least {sizes} sizes, and there are {different}: "
-            "every run has the same N"
-            if different == 1
-            else f"{law} needs runs of at least {sizes} sizes, and there are {different}"
-        )
+    for what, name, values in (("sizes", "N", points.params), ("lengths", "D", points.tokens)):
+        if len(distinct(values)) < sizes:
+            raise UserError(
+                f"{law} needs runs of at least {sizes} {what}, and every run has the same {name}"
+            )
 
 
 def distinct(values: Sequence[float], tolerance: float = 1e-3) -> np.ndarray:

@@ -48,11 +48,11 @@ def between(value: float, draws: np.ndarray) -> Interval:
 
 
 def predicted_loss(
-    law: Law, draws: Law, residuals: np.ndarray, params: float, tokens: float, seed: int = 0
+    law: Law, draws: Law, noise: np.ndarray, params: float, tokens: float, seed: int = 0
 ) -> Interval:
-    """Of a run of N and D: each draw of the law with one of the fit's residuals (of log L)."""
-    noise = np.random.default_rng(seed).choice(residuals, size=len(draws.A))
-    return between(law.loss(params, tokens), draws.loss(params, tokens) * np.exp(noise))
+    """Of a run of N and D: each draw of the law with one of the deviations `noise` of log L."""
+    drawn = np.random.default_rng(seed).choice(noise, size=len(draws.A))
+    return between(law.loss(params, tokens), draws.loss(params, tokens) * np.exp(drawn))
 
 
 def predict(
@@ -69,7 +69,7 @@ def predict(
     for name, value in given.items():
         if value is not None and not (np.isfinite(value) and value > 0):
             raise UserError(f"{name} must be positive, not {value:g}")
-    law, draws, residuals = read_fit(fit)
+    law, draws, noise = read_fit(fit)
     if flops is not None and params is not None and tokens is not None:
         raise UserError("--params, --tokens and --flops: two of them give the third")
     if flops is not None and params is not None:
@@ -86,7 +86,7 @@ def predict(
     return Prediction(
         params,
         tokens,
-        predicted_loss(law, draws, residuals, params, tokens),
+        predicted_loss(law, draws, noise, params, tokens),
         best,
         between(best.params, of_draws.params),
         between(best.loss, of_draws.loss),
@@ -94,13 +94,18 @@ def predict(
 
 
 def read_fit(path: str | Path) -> tuple[Law, Law, np.ndarray]:
-    """(the law, its bootstrap draws, the residuals of log L) of a fit.json or its folder."""
+    """(the law, its bootstrap draws, the noise of log L) of a fit.json or its folder."""
     path = Path(path).expanduser()
     path = path / "fit.json" if path.is_dir() else path
     values = read_json(path)
     try:
         law = Law(*(float(values[name]) for name in FIELDS))
         draws = Law(*(np.array(values["draws"][name], float) for name in FIELDS))
-        return law, draws, np.array(values["residuals"], float)
+        noise = np.array(values["noise"], float)
+        if not np.isfinite(law).all() or noise.ndim != 1 or not np.isfinite(noise).all():
+            raise ValueError
+        if not len(noise) or any(one.ndim != 1 or len(one) != len(draws.A) for one in draws):
+            raise ValueError
     except (KeyError, TypeError, ValueError):
-        raise UserError(f"{path}: not a fit of aludel scale fit") from None
+        raise UserError(f"{path}: not a fit of aludel scale fit, or a damaged one") from None
+    return law, draws, noise

@@ -11,13 +11,15 @@ from .parametric import ARRIVED, DELTA, Law
 from .points import Points
 
 GRID = np.geomspace(1.0, 100.0, 5)  # of both constants' starts
+ONCE = 1e-3  # repetitions up to this are none
+FAR = 30.0  # a constant so far beyond all repetitions that were run is not told by them
 
 
 class RepeatedFit(NamedTuple):
     """Decay constants: after R of them repetition has given 1 - e^-R of what it can."""
 
     tokens_constant: float  # R*_D
-    params_constant: float  # R*_N
+    params_constant: float | None  # R*_N; None: too few runs are larger than their tokens ask for
     objective: float
 
 
@@ -42,26 +44,38 @@ def repeated_loss(law: Law, params, tokens, unique, tokens_constant, params_cons
 
 
 def fit_repeated(points: Points, law: Law, delta: float = DELTA) -> RepeatedFit:
-    """The two constants, given the law of runs without repetition; as `fit_parametric` otherwise.
+    """The constants, given the law of runs without repetition; as `fit_parametric` otherwise.
 
-    Raises UserError where `points.unique` is missing, or where fewer than 3 runs repeat tokens.
+    Raises UserError where `points.unique` is missing, where fewer than 3 runs repeat tokens, or
+    where repetition costs so little, or so much, that the runs do not tell the constant.
     """
     if points.unique is None:
         raise UserError("the law of repeated tokens needs the column U: tokens that differ")
-    repeats = int((points.tokens > 1.001 * points.unique).sum())
-    if repeats < 3:
+    again = points.tokens / points.unique - 1
+    if (again > ONCE).sum() < 3:
         raise UserError(
-            f"the law of repeated tokens needs at least 3 runs that repeat, and there are {repeats}"
+            "the law of repeated tokens needs at least 3 runs that repeat, and there are "
+            f"{(again > ONCE).sum()}"
         )
-    starts = np.log(np.array([(d, n) for d in GRID for n in GRID]))
+    excess = points.params / optimal_params(law, np.minimum(points.unique, points.tokens)) - 1
+    both = (excess > ONCE).sum() >= 3
+    starts = np.log([(d, n) for d in GRID for n in (GRID if both else GRID[:1])])
     shared = (points.params, points.tokens, points.unique, np.log(points.loss), *law, delta)
-    found = minimise(_LOOK, starts, shared, (), delta * len(points))
-    arrived = found.slope <= ARRIVED * delta * len(points)
-    if not arrived.any():
+    scale = delta * len(points)
+    found = minimise(_LOOK, starts, shared, (), scale)
+    arrived = found.slope <= ARRIVED * scale
+    best = np.flatnonzero(arrived)[found.value[arrived].argmin()] if arrived.any() else None
+    if best is None:
         raise UserError("the law of repeated tokens did not converge: the runs do not determine it")
-    best = np.flatnonzero(arrived)[found.value[arrived].argmin()]
     tokens_constant, params_constant = np.exp(found.at[best])
-    return RepeatedFit(float(tokens_constant), float(params_constant), float(found.value[best]))
+    for constant, seen in ((tokens_constant, again), (params_constant, excess))[: 1 + both]:
+        if not seen[seen > ONCE].min() / FAR < constant < seen.max() * FAR:
+            raise UserError(
+                "the law of repeated tokens: the runs do not tell how fast repetition wears out"
+            )
+    return RepeatedFit(
+        float(tokens_constant), float(params_constant) if both else None, float(found.value[best])
+    )
 
 
 def _objective(x, params, tokens, unique, log_loss, a, b, e, alpha, beta, delta):

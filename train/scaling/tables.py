@@ -75,7 +75,9 @@ def approaches(fitted: Fitted) -> list[tuple[str, str, str]]:
             (
                 "repeated tokens",
                 f"R*_D {fit.tokens_constant:.3g}",
-                f"R*_N {fit.params_constant:.3g}",
+                "R*_N is not told"
+                if fit.params_constant is None
+                else f"R*_N {fit.params_constant:.3g}",
             )
         )
     return rows
