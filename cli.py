@@ -209,8 +209,8 @@ def stoppable(train: Callable[[], Path]) -> Path | None:
         return train()
     except StoppedError as stopped:
         again = shlex.join(["aludel", *sys.argv[1:]])
-        at = "before the first step" if stopped.step is None else f"step {stopped.step:,} is saved"
-        fail(f"stopped: {at}; the same command goes on: {again}")
+        saved = "what was finished" if stopped.step is None else f"step {stopped.step:,}"
+        fail(f"stopped: {saved} is saved; the same command goes on: {again}")
         return None
 
 

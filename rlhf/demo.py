@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..train.loop import Signals
 from .evaluation import evaluate_recipe
 from .recipe import TWICE, Recipe, push_further, run_stages, tune_twice
 from .recipe_report import write_recipe_report, write_study
@@ -48,7 +49,8 @@ def one_seed(recipe: Recipe, policies: Sequence[str]) -> Evaluation:
     if TWICE in policies:
         tune_twice(recipe, heading)
     heading("6 of 6: what it was good for, on new questions")
-    found = evaluate_recipe(recipe, policies, say)
+    with Signals() as signals:
+        found = evaluate_recipe(recipe, policies, say, signals.check)
     write_recipe_report(recipe, found)
     print("\n".join(lines_of([found])))
     return found

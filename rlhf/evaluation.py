@@ -1,6 +1,6 @@
 """What each stage of a recipe was good for, by the gold judge, on questions that are new to it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,11 @@ SAMPLES = 4  # of each question, for best of n and for the reward model's accura
 SAME_LENGTH = 1  # tokens by which the answers of a matched pair differ at most
 
 
-def evaluate_recipe(recipe: Recipe, policies: Sequence[str], say: Say) -> dict[str, Any]:
+def evaluate_recipe(
+    recipe: Recipe, policies: Sequence[str], say: Say, check: Callable[[], None]
+) -> dict[str, Any]:
     """evaluation.json: made where it is not there yet, or is of other runs; one part for each
-    policy, and one for the reward model."""
+    policy, and one for the reward model. `check` is called after each, and may raise."""
     folder = Folder(Path(recipe.out))
     parts: dict[str, Any] = {}
     for policy in policies:
@@ -39,9 +41,11 @@ def evaluate_recipe(recipe: Recipe, policies: Sequence[str], say: Say) -> dict[s
             lambda policy=policy, chat=chat: examined(recipe, folder, policy, chat),
             say,
         )
+        check()
     parts["reward"] = part(
         folder, "reward", ["reward", "sft"], lambda: reward_model(recipe, folder), say
     )
+    check()
     return parts
 
 

@@ -61,6 +61,12 @@ class Signals:
         if not self.deferred:
             raise StoppedError(None)
 
+    def check(self) -> None:
+        """Raise StoppedError where a signal came and its own error was lost: what is raised while
+        Python collects garbage goes nowhere."""
+        if self.asked:
+            raise StoppedError(None)
+
     @contextmanager
     def defer(self) -> Iterator[None]:
         """Here a signal is noted; the code asks `asked`."""
@@ -155,6 +161,8 @@ def train(
                 if step == plan.steps:
                     break
             checkpoints.finish()
+        if signals.asked:  # while the last step was saved
+            raise StoppedError(plan.steps)
     finally:
         batches.close()
         trace.close()

@@ -1,5 +1,6 @@
 """The loop: what happens at which step, and what a signal leaves for the next session."""
 
+import contextlib
 import io
 import os
 import signal
@@ -123,6 +124,29 @@ def test_a_signal_saves_the_step_at_hand(make, at):
     assert stopped.value.step == at
     assert parts.store.saved[-1][:2] == (at, (at, sum(range(at))))
     assert [record["step"] for record in parts.journal.lines.read()] == list(range(1, at + 1))
+
+
+def test_a_signal_while_the_last_step_is_saved_stops_too(make):
+    def stopping(state):
+        if state[0] == 10:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {"value": state}
+
+    parts = make(store=stopping)
+    with Signals() as signals, pytest.raises(StoppedError) as stopped:
+        go(parts, signals)
+    parts.journal.close()
+    assert stopped.value.step == 10 and parts.store.saved[-1][0] == 10
+
+
+def test_a_signal_whose_error_was_lost_stops_at_the_next_look():
+    """As where it comes while Python collects garbage: what is raised there goes nowhere."""
+    with Signals() as signals:
+        signals.check()
+        with contextlib.suppress(StoppedError):
+            os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(StoppedError):
+            signals.check()
 
 
 def test_what_a_signal_left_out_is_done_next(make):
