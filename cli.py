@@ -1,6 +1,5 @@
 """The command `aludel`: parse, call one room, print. Rooms are imported when they are needed."""
 
-import argparse
 import importlib
 import importlib.util
 import os
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from .errors import UserError
 from .memory import keep_memory, use_large_pages
+from .parsing import Parser, subcommand
 from .paths import cache_dir
 
 USAGE = """\
@@ -266,23 +266,6 @@ def config_type(stage: str | None) -> type:
     return STAGES[stage] if stage else StageConfig
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose mistakes are one line."""
-
-    def error(self, message: str):
-        raise UserError(f"{self.prog}: {message} (see --help)")
-
-    def parse(self, args: list[str]) -> argparse.Namespace:
-        """The arguments; an unknown flag is named with the nearest known one."""
-        from .data.files import nearest
-
-        flags = [flag for action in self._actions for flag in action.option_strings]
-        for arg in args:
-            if arg.startswith("--") and arg.partition("=")[0] not in flags:
-                raise UserError(f"{self.prog}: unknown flag {arg}{nearest(arg, flags)}")
-        return self.parse_args(args)
-
-
 def add_sampling(parser: Parser, tokens: int, temperature: float) -> None:
     """The flags that say what is drawn, with these defaults, and of which checkpoint."""
 
@@ -422,17 +405,13 @@ def info(args: list[str]) -> int:
 
 def data(args: list[str]) -> int:
     """Token stores."""
+    usage = (
+        "usage: aludel data build SOURCE ... [--tokenizer SPEC]   tokenise, or go on with it\n"
+        "       aludel data info STORE                            what a store holds\n"
+        "       aludel data check STORE ...                       verify its checksums"
+    )
     parsers = {"build": data_build, "info": data_info, "check": data_check}
-    if not args or args[0] in ("-h", "--help"):
-        print("usage: aludel data build SOURCE ... [--tokenizer SPEC]   tokenise, or go on with it")
-        print("       aludel data info STORE                            what a store holds")
-        print("       aludel data check STORE ...                       verify its checksums")
-        return 0
-    if args[0] not in parsers:
-        from .data.files import nearest
-
-        raise UserError(f"no command 'data {args[0]}'{nearest(args[0], parsers)}")
-    return parsers[args[0]](args[1:])
+    return subcommand("data", parsers, usage, args)
 
 
 def data_build(args: list[str]) -> int:
@@ -503,130 +482,10 @@ def data_check(args: list[str]) -> int:
 
 
 def scale(args: list[str]) -> int:
-    """Scaling curves: `scale fit` and `scale predict`."""
-    parsers = {"fit": scale_fit, "predict": scale_predict}
-    if not args or args[0] in ("-h", "--help"):
-        print(
-            "usage: aludel scale fit RUNS|FILE.csv [flags]   laws of finished runs, with intervals"
-        )
-        print("       aludel scale predict FIT [flags]         the loss of a run that was not made")
-        return 0
-    if args[0] not in parsers:
-        from .data.files import nearest
+    """Scaling laws of finished runs."""
+    from .cli_scale import scale
 
-        raise UserError(f"no command 'scale {args[0]}'{nearest(args[0], parsers)}")
-    return parsers[args[0]](args[1:])
-
-
-def scale_fit(args: list[str]) -> int:
-    """Fit scaling laws to finished runs."""
-    parser = Parser(
-        "aludel scale fit",
-        description="Fit L(N, D) = E + A/N^alpha + B/D^beta, and every other law that the runs "
-        "determine. Compute is 6 N D.",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "runs", metavar="RUNS|FILE.csv", help="a folder of runs; or columns loss and two of N, D, C"
-    )
-    parser.add_argument(
-        "--count",
-        default="all",
-        choices=("all", "blocks"),
-        help="a run's parameters: all, or without embeddings and head (all)",
-    )
-    parser.add_argument(
-        "--column",
-        metavar="NAME=COLUMN",
-        action="append",
-        default=[],
-        help="which column holds N, D, C, loss, or U (tokens that differ); may be repeated",
-    )
-    parser.add_argument("--drop-highest", type=int, default=0, help="runs of highest loss (0)")
-    parser.add_argument("--hold-out", type=int, default=0, help="runs of most compute (0)")
-    parser.add_argument("--irreducible", default="free", help="E: free, or a number (free)")
-    parser.add_argument("--resamples", type=int, default=1000, help="of the bootstrap (1000)")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (0)")
-    parser.add_argument(
-        "--law",
-        action="append",
-        default=[],
-        choices=("isoflop", "envelope", "kaplan", "repeated"),
-        help="fail where this one is not determined; may be repeated",
-    )
-    parser.add_argument("--out", help="the folder for fit.json and fit.html (runs/NAME-law)")
-    options = parser.parse(args)
-    from .train.scaling import fit_scaling
-    from .train.scaling.page import counted
-    from .train.scaling.tables import approaches, held_out_rows, parameter_rows
-    from .train.sizes import table
-
-    for name in ("drop_highest", "hold_out", "resamples", "seed"):
-        if getattr(options, name) < 0:
-            raise UserError(f"--{name.replace('_', '-')} must not be negative")
-    out = Path(options.out or Path("runs") / f"{Path(options.runs).stem}-law")
-    fitted = fit_scaling(
-        options.runs,
-        out,
-        columns=dict(named_column(one) for one in options.column),
-        drop_highest=options.drop_highest,
-        hold_out=options.hold_out,
-        irreducible=number_or_free(options.irreducible),
-        resamples=options.resamples,
-        seed=options.seed,
-        laws=options.law,
-        embeddings=options.count == "all",
-    )
-    print(counted(fitted))
-    print("\n".join(table(parameter_rows(fitted))))
-    print("\n" + "\n".join(table(approaches(fitted))))
-    if len(fitted.held_out):
-        print("\n" + "\n".join(table(held_out_rows(fitted))))
-    print(out / "fit.html")
-    return 0
-
-
-def named_column(text: str) -> tuple[str, str]:
-    """(name, column) of NAME=COLUMN."""
-    name, equals, column = text.partition("=")
-    if not (equals and name and column):
-        raise UserError(f"--column must be NAME=COLUMN, not {text!r}")
-    return name, column
-
-
-def number_or_free(text: str) -> float | None:
-    """A number that is not negative, or None for free."""
-    if text == "free":
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise UserError(f"--irreducible must be free or a number from 0, not {text!r}")
-    return value
-
-
-def scale_predict(args: list[str]) -> int:
-    """Predict a run's loss from a fit."""
-    parser = Parser(
-        "aludel scale predict",
-        description="The loss of a run that was not made, with an interval, and the split of its "
-        "compute at which the law's loss is lowest.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("fit", metavar="FIT", help="fit.json, or the folder that holds it")
-    parser.add_argument("--params", type=float, help="N")
-    parser.add_argument("--tokens", type=float, help="D")
-    parser.add_argument("--flops", type=float, help="C = 6 N D: alone, it is split at best")
-    options = parser.parse(args)
-    from .train.scaling import predict
-    from .train.scaling.tables import prediction_rows
-    from .train.sizes import table
-
-    made = predict(options.fit, options.params, options.tokens, options.flops)
-    print("\n".join(table(prediction_rows(made))))
-    return 0
+    return scale(args)
 
 
 COMMANDS = {

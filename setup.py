@@ -18,7 +18,7 @@ PACKAGES = [
     "aludel.serve",
     "aludel.configs",
 ]
-ROOT_MODULES = {"__init__", "cli", "errors", "memory", "paths"}
+ROOT_MODULES = {"__init__", "cli", "cli_scale", "errors", "memory", "parsing", "paths"}
 
 
 class BuildListed(build_py):

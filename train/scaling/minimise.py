@@ -129,3 +129,10 @@ def _step(look: Look, shared: tuple, own: tuple, state: _State) -> _State:
     return jax.tree.map(
         lambda a, b: jnp.where(better.reshape(-1, *[1] * (a.ndim - 1)), a, b), moved, stayed
     )
+
+
+def huber(error: jax.Array, delta: float) -> jax.Array:
+    """error^2 / 2 up to delta, a line beyond (Huber 1964)."""
+    size = jnp.abs(error)
+    inside = jnp.minimum(size, delta)
+    return 0.5 * inside**2 + delta * (size - inside)

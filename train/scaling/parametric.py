@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...errors import UserError
-from .minimise import FLAT, Minima, minimise
+from .minimise import FLAT, Minima, huber, minimise
 from .points import Points, check_enough
 
 DELTA = 1e-3
@@ -180,9 +180,7 @@ def _fixed(x, log_n, log_d, log_loss, delta, e, weights):
 def huber_sum(x, e, log_n, log_d, log_loss, delta, weights):
     """The objective: of a, b, alpha, beta in x, and e."""
     terms = jnp.stack([x[0] - x[2] * log_n, x[1] - x[3] * log_d, jnp.full_like(log_n, e)])
-    error = jnp.abs(jax.nn.logsumexp(terms, axis=0) - log_loss)
-    inside = jnp.minimum(error, delta)
-    return jnp.sum(weights * (0.5 * inside**2 + delta * (error - inside)))
+    return jnp.sum(weights * huber(jax.nn.logsumexp(terms, axis=0) - log_loss, delta))
 
 
 def _look(x, e, log_n, log_d, log_loss, delta, weights):
@@ -197,9 +195,8 @@ def _look(x, e, log_n, log_d, log_loss, delta, weights):
     total = shares.sum(axis=0)
     p = shares / total
     error = highest + jnp.log(total) - log_loss
-    inside = jnp.clip(error, -delta, delta)
-    value = jnp.sum(weights * (0.5 * inside**2 + delta * (jnp.abs(error) - jnp.abs(inside))))
-    slope = weights * inside
+    value = jnp.sum(weights * huber(error, delta))
+    slope = weights * jnp.clip(error, -delta, delta)
     jacobian = jnp.stack([p[0], p[1], -p[0] * log_n, -p[1] * log_d, p[2]])
     bend = weights * (jnp.abs(error) < delta) - slope
     curvature = (jacobian * bend) @ jacobian.T

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...errors import UserError
-from .minimise import by_autodiff, minimise
+from .minimise import by_autodiff, huber, minimise
 from .parametric import ARRIVED, DELTA, Law
 from .points import Points
 
@@ -81,9 +81,7 @@ def fit_repeated(points: Points, law: Law, delta: float = DELTA) -> RepeatedFit:
 def _objective(x, params, tokens, unique, log_loss, a, b, e, alpha, beta, delta):
     law = Law(a, b, e, alpha, beta)
     predicted = repeated_loss(law, params, tokens, unique, jnp.exp(x[0]), jnp.exp(x[1]))
-    error = jnp.abs(jnp.log(predicted) - log_loss)
-    inside = jnp.minimum(error, delta)
-    return jnp.sum(0.5 * inside**2 + delta * (error - inside))
+    return jnp.sum(huber(jnp.log(predicted) - log_loss, delta))
 
 
 _LOOK = by_autodiff(_objective)

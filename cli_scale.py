@@ -1,0 +1,126 @@
+"""The command `aludel scale`: fit and predict."""
+
+from pathlib import Path
+
+from .errors import UserError
+from .parsing import Parser, subcommand
+
+
+def scale(args: list[str]) -> int:
+    """Scaling curves: `scale fit` and `scale predict`."""
+    usage = (
+        "usage: aludel scale fit RUNS|FILE.csv [flags]   laws of finished runs, with intervals\n"
+        "       aludel scale predict FIT [flags]         the loss of a run that was not made"
+    )
+    return subcommand("scale", {"fit": scale_fit, "predict": scale_predict}, usage, args)
+
+
+def scale_fit(args: list[str]) -> int:
+    """Fit scaling laws to finished runs."""
+    parser = Parser(
+        "aludel scale fit",
+        description="Fit L(N, D) = E + A/N^alpha + B/D^beta, and every other law that the runs "
+        "determine. Compute is 6 N D.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "runs", metavar="RUNS|FILE.csv", help="a folder of runs; or columns loss and two of N, D, C"
+    )
+    parser.add_argument(
+        "--count",
+        default="all",
+        choices=("all", "blocks"),
+        help="a run's parameters: all, or without embeddings and head (all)",
+    )
+    parser.add_argument(
+        "--column",
+        metavar="NAME=COLUMN",
+        action="append",
+        default=[],
+        help="which column holds N, D, C, loss, or U (tokens that differ); may be repeated",
+    )
+    parser.add_argument("--drop-highest", type=int, default=0, help="runs of highest loss (0)")
+    parser.add_argument("--hold-out", type=int, default=0, help="runs of most compute (0)")
+    parser.add_argument("--irreducible", default="free", help="E: free, or a number (free)")
+    parser.add_argument("--resamples", type=int, default=1000, help="of the bootstrap (1000)")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (0)")
+    parser.add_argument(
+        "--law",
+        action="append",
+        default=[],
+        choices=("isoflop", "envelope", "kaplan", "repeated"),
+        help="fail where this one is not determined; may be repeated",
+    )
+    parser.add_argument("--out", help="the folder for fit.json and fit.html (runs/NAME-law)")
+    options = parser.parse(args)
+    from .train.scaling import fit_scaling
+    from .train.scaling.page import counted
+    from .train.scaling.tables import approaches, held_out_rows, parameter_rows
+    from .train.sizes import table
+
+    for name in ("drop_highest", "hold_out", "resamples", "seed"):
+        if getattr(options, name) < 0:
+            raise UserError(f"--{name.replace('_', '-')} must not be negative")
+    out = Path(options.out or Path("runs") / f"{Path(options.runs).stem}-law")
+    fitted = fit_scaling(
+        options.runs,
+        out,
+        columns=dict(named_column(one) for one in options.column),
+        drop_highest=options.drop_highest,
+        hold_out=options.hold_out,
+        irreducible=number_or_free(options.irreducible),
+        resamples=options.resamples,
+        seed=options.seed,
+        laws=options.law,
+        embeddings=options.count == "all",
+    )
+    print(counted(fitted))
+    print("\n".join(table(parameter_rows(fitted))))
+    print("\n" + "\n".join(table(approaches(fitted))))
+    if len(fitted.held_out):
+        print("\n" + "\n".join(table(held_out_rows(fitted))))
+    print(out / "fit.html")
+    return 0
+
+
+def named_column(text: str) -> tuple[str, str]:
+    """(name, column) of NAME=COLUMN."""
+    name, equals, column = text.partition("=")
+    if not (equals and name and column):
+        raise UserError(f"--column must be NAME=COLUMN, not {text!r}")
+    return name, column
+
+
+def number_or_free(text: str) -> float | None:
+    """A number that is not negative, or None for free."""
+    if text == "free":
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise UserError(f"--irreducible must be free or a number from 0, not {text!r}")
+    return value
+
+
+def scale_predict(args: list[str]) -> int:
+    """Predict a run's loss from a fit."""
+    parser = Parser(
+        "aludel scale predict",
+        description="The loss of a run that was not made, with an interval, and the split of its "
+        "compute at which the law's loss is lowest.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("fit", metavar="FIT", help="fit.json, or the folder that holds it")
+    parser.add_argument("--params", type=float, help="N")
+    parser.add_argument("--tokens", type=float, help="D")
+    parser.add_argument("--flops", type=float, help="C = 6 N D: alone, it is split at best")
+    options = parser.parse(args)
+    from .train.scaling import predict
+    from .train.scaling.tables import prediction_rows
+    from .train.sizes import table
+
+    made = predict(options.fit, options.params, options.tokens, options.flops)
+    print("\n".join(table(prediction_rows(made))))
+    return 0
