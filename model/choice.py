@@ -1,8 +1,4 @@
-"""The choice of the next token: hidden states to a token and its log-prob.
-
-A token is drawn by inverting the distribution function, so it costs two random numbers and not
-one for each word of the vocabulary, which on a CPU take longer than a layer of the decoder.
-"""
+"""The choice of the next token: hidden states to a token and its log-prob."""
 
 from dataclasses import dataclass
 
@@ -11,9 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ..errors import UserError
-from .kernels import head_product
-
-BLOCK = 64  # of the vocabulary: first a block is drawn, then a token in it
+from .kernels import draw, head_product
 
 
 @dataclass(frozen=True)
@@ -60,8 +54,9 @@ def temperature_of(sampling: SamplingConfig, given: float | None) -> float:
     return given
 
 
-def truncate(logits: Array, top_k: int, top_p: float) -> Array:
-    """`logits` [..., V] with the tokens that top-k and top-p leave out at -inf.
+def truncate(logits: Array, top_k: int, top_p: float, temperature: Array | float = 1.0) -> Array:
+    """`logits` [..., V] with the tokens that top-k and top-p leave out at -inf; probabilities are
+    those at `temperature`, [..., 1] or a number.
 
     Top-p keeps the likeliest tokens whose probabilities together do not exceed p (the reading of
     OpenAI's lm-human-preferences; Holtzman et al. 2019 keep one token more); the likeliest always
@@ -73,7 +68,7 @@ def truncate(logits: Array, top_k: int, top_p: float) -> Array:
         logits = jnp.where(logits < least, -jnp.inf, logits)
     if top_p < 1:
         ordered = jnp.sort(logits, axis=-1)[..., ::-1]
-        together = jnp.cumsum(jax.nn.softmax(ordered, axis=-1), axis=-1)
+        together = jnp.cumsum(jax.nn.softmax(ordered / temperature, axis=-1), axis=-1)
         kept = jnp.maximum(jnp.sum(together <= top_p, axis=-1, keepdims=True), 1)
         least = jnp.take_along_axis(ordered, kept - 1, axis=-1)
         logits = jnp.where(logits < least, -jnp.inf, logits)
@@ -83,14 +78,14 @@ def truncate(logits: Array, top_k: int, top_p: float) -> Array:
 def choose(
     hidden: Array,
     head: Array,
-    keys: Array,
+    noise: Array,
     temperature: Array,
     sampling: SamplingConfig,
     cap: float | None,
     decoding: str = "xla",
 ) -> tuple[Array, Array]:
-    """(token i32[N], its log-prob f32[N]) after `hidden` [N, width], with one key and one
-    temperature f32[N] for each; where sampling's own is 0, they are not used.
+    """(token i32[N], its log-prob f32[N]) after `hidden` [N, width], with two random numbers
+    f32[N, 2] and one temperature f32[N] for each; where sampling's own is 0, they are not used.
 
     `head` [V, width]. The log-prob is that of softmax(cap(hidden @ head.T) / temperature) over
     the whole vocabulary, whatever truncation chose the token; greedy: at temperature 1.
@@ -98,36 +93,9 @@ def choose(
     logits = head_product(hidden, head, decoding)
     if cap is not None:
         logits = cap * jnp.tanh(logits / cap)
-    if sampling.temperature > 0:
-        logits = logits / temperature[:, None]
-    top = logits.max(axis=-1, keepdims=True)
-    weights = jnp.exp(logits - top)
     if sampling.temperature == 0:
-        token = jnp.argmax(logits, axis=-1)
-    elif 0 < sampling.top_k < logits.shape[-1] or sampling.top_p < 1:
-        allowed = truncate(logits, sampling.top_k, sampling.top_p)
-        token = draw(jnp.where(allowed == -jnp.inf, 0.0, weights), keys)
-    else:
-        token = draw(weights, keys)
-    chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
-    return token.astype(jnp.int32), chosen - top[:, 0] - jnp.log(weights.sum(axis=-1))
-
-
-def draw(weights: Array, keys: Array) -> Array:
-    """i32[N]: for each row of `weights` f32[N, V] an index with probability in proportion to its
-    weight, never one of weight 0. Some weight of each row must be positive."""
-    rows, vocab = weights.shape
-    padded = jnp.pad(weights, ((0, 0), (0, -vocab % BLOCK))).reshape(rows, -1, BLOCK)
-    u = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)
-    block = _invert(padded.sum(axis=-1), u[:, 0])
-    inside = jnp.take_along_axis(padded, block[:, None, None], axis=1)[:, 0]
-    return block * BLOCK + _invert(inside, u[:, 1])
-
-
-def _invert(weights: Array, u: Array) -> Array:
-    """i32[N]: the first index where the running sum of `weights` [N, V] passes u [N] of it."""
-    running = jnp.cumsum(weights, axis=-1)
-    past = (running > u[:, None] * running[:, -1:]) & (weights > 0)
-    # Sums are rounded, so that none may be past: then it is the last weight that counts.
-    last = weights.shape[-1] - 1 - jnp.argmax(weights[:, ::-1] > 0, axis=-1)
-    return jnp.where(past.any(axis=-1), jnp.argmax(past, axis=-1), last).astype(jnp.int32)
+        token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
+        return token, chosen - jax.nn.logsumexp(logits, axis=-1)
+    allowed = truncate(logits, sampling.top_k, sampling.top_p, temperature[:, None])
+    return draw(logits, allowed, noise, temperature, decoding)

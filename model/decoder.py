@@ -16,7 +16,7 @@ from .attention import attention
 from .config import GATED, DecoderConfig
 from .execution import DEFAULT, Execution
 from .kernels import Kernels, cached_kernels, training_kernels, write_slots
-from .layers import Linear, Norm, ScalarHead, Table, TokenShift, activate, dropout, linear, rotary
+from .layers import Linear, Norm, ScalarHead, Table, TokenShift, dropout, linear, rotary
 from .sharding import constrain
 
 REMAT = {
@@ -214,7 +214,7 @@ class MLP(nn.Module):
             Linear(c.size_of_mlp, ("embed", "mlp"), c.bias, init, name=name)(c.width)
             for name in ("up", "gate")[: 1 + (c.activation in GATED)]
         ]
-        hidden = activate(c.activation, *linear(x, weights, project))
+        (hidden,) = linear(x, weights, project, c.activation)
         hidden = constrain(hidden, ("batch", "length", "mlp"), self.mesh)
         init = _output_init(c, c.size_of_mlp)
         weights = Linear(c.width, ("mlp", "embed"), c.bias, init, name="down")(c.size_of_mlp)

@@ -25,15 +25,27 @@ class Rows(NamedTuple):
     prompt: Array  # i32[B], tokens of the prompt
     length: Array  # i32[B], new tokens so far
     limit: Array  # i32[B], new tokens at most
-    key: Array  # [B], each row's own
+    noise: Array  # f32[B, N, 2] in [0, 1): of each new token, which it is drawn by
     temperature: Array  # f32[B]
     done: Array  # bool[B]
     stopped: Array  # bool[B]: ended by a stop token
 
 
-def row_keys(key: Array, numbers: Array) -> Array:
-    """One key for each row, by its number and by nothing else."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
+def noise_of(key: Array, numbers: Array, sampling: SamplingConfig) -> Array:
+    """f32[B, N, 2] in [0, 1) for the N tokens that a row may get: of its t-th token from
+    `fold_in(fold_in(key, the row's number), t)`, and from nothing else. numbers: i32[B].
+
+    All at once: at each step by itself it takes as long as a norm of every layer.
+    """
+    new = sampling.max_tokens
+    if sampling.temperature == 0:
+        return jnp.zeros((len(numbers), new, 2))
+
+    def of_token(row: Array, number: Array) -> Array:
+        return jax.random.uniform(jax.random.fold_in(row, number), (2,))
+
+    rows = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
+    return jax.vmap(jax.vmap(of_token, (None, 0)), (0, None))(rows, jnp.arange(new))
 
 
 def prefill(
@@ -42,27 +54,29 @@ def prefill(
     params: dict,
     prompts: Array,
     mask: Array,
-    key: Array,
+    noise: Array,
     limit: Array,
     temperature: Array,
     slots: int,
 ) -> tuple[Rows, Cache]:
     """Read prompts i32[B, W] into a new cache of `slots` and draw the first token of each.
 
-    mask bool[B, W] is true on real tokens; key [B], limit i32[B] (at most sampling.max_tokens) and
-    temperature f32[B], which counts where sampling's own is not 0.
+    mask bool[B, W] is true on real tokens; noise f32[B, N, 2], limit i32[B] (at most N =
+    sampling.max_tokens) and temperature f32[B], which counts where sampling's own is not 0.
     """
     count, width = prompts.shape
     cache = make_cache(decoder.config, decoder.execution, count, slots, sampling.lookup)
+    # Rows over a mesh would be gathered for it: there every token passes the last block.
+    last = (jnp.arange(count)[:, None] + 1) * width - 1 if decoder.mesh is None else None
     hidden, cache = decoder.apply(
         {"params": params},
         prompts,
         positions=jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0),
         segment_ids=mask.astype(jnp.int32),
         cache=cache,
+        asked=last,
     )
-    first = jnp.zeros(count)
-    token, logp = _choose(decoder, sampling, params, hidden[:, -1:], key, temperature, first)
+    token, logp = _choose(decoder, sampling, params, hidden[:, -1:], noise[:, :1], temperature)
     new = sampling.max_tokens
     rows = Rows(
         text=jnp.pad(jnp.where(mask, prompts, -1), ((0, 0), (0, new))),
@@ -70,7 +84,7 @@ def prefill(
         prompt=mask.sum(axis=1, dtype=jnp.int32),
         length=jnp.zeros(count, jnp.int32),
         limit=limit,
-        key=key,
+        noise=noise,
         temperature=temperature,
         done=limit < 1,
         stopped=jnp.zeros(count, bool),
@@ -97,9 +111,10 @@ def step(
         segment_ids=jnp.broadcast_to(~rows.done[:, None], fed.shape).astype(jnp.int32),
         cache=cache,
     )
-    token, logp = _choose(
-        decoder, sampling, params, hidden, rows.key, rows.temperature, rows.length
-    )
+    # Behind a row's last token there may be guesses, which are not taken: any noise will do.
+    numbers = jnp.minimum(rows.length[:, None] + places, rows.noise.shape[1] - 1)
+    noise = jnp.take_along_axis(rows.noise, numbers[..., None], axis=1)
+    token, logp = _choose(decoder, sampling, params, hidden, noise, rows.temperature)
     right = jnp.cumprod(fed[:, 1:] == token[:, :-1], axis=1, dtype=jnp.int32)
     taken = jnp.where(rows.done, 0, 1 + right.sum(axis=1))
     cache = rewind(cache, fed.shape[1] - taken)
@@ -111,19 +126,16 @@ def _choose(
     sampling: SamplingConfig,
     params: dict,
     hidden: Array,
-    key: Array,
+    noise: Array,
     temperature: Array,
-    first: Array,
 ) -> tuple[Array, Array]:
-    """(token i32[B, T], log-prob f32[B, T]) after `hidden` [B, T, width]; the noise of a row's
-    t-th new token comes from `fold_in(row's key, t)`. first [B]: t of the first place."""
+    """(token i32[B, T], log-prob f32[B, T]) after `hidden` [B, T, width], by `noise` f32[B, T, 2];
+    temperature f32[B]."""
     count, places = hidden.shape[:2]
-    numbers = first.astype(jnp.int32)[:, None] + jnp.arange(places)
-    keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(key, numbers).reshape(-1)
     flat = hidden.reshape(count * places, -1)
     head, cap = head_of(params, decoder.config), decoder.config.logit_cap
     each, decoding = jnp.repeat(temperature, places), decoder.execution.decoding
-    token, logp = choose(flat, head, keys, each, sampling, cap, decoding)
+    token, logp = choose(flat, head, noise.reshape(-1, 2), each, sampling, cap, decoding)
     return token.reshape(count, places), logp.reshape(count, places)
 
 

@@ -13,8 +13,9 @@ Initializer = Callable[..., Array]
 
 Weights = tuple[Array, Array | None]
 """(kernel [fan in, features], bias [features]) of a linear map; None: it has none."""
-Project = Callable[[Array, Sequence[Weights]], tuple[Array, ...]]
-"""(x [M, K], weights of one or several maps) -> x @ kernel + bias of each."""
+Project = Callable[[Array, Sequence[Weights], str | None], tuple[Array, ...]]
+"""(x [M, K], weights of one or several maps, an activation or None) -> x @ kernel + bias of each;
+with an activation only what it makes of them."""
 
 
 class Linear(nn.Module):
@@ -38,23 +39,28 @@ class Linear(nn.Module):
 def project_by(product: Callable[[Array, Array], Array]) -> Project:
     """Linear maps, each by one product x [M, K] @ kernel [K, N]."""
 
-    def project(x: Array, weights: Sequence[Weights]) -> tuple[Array, ...]:
+    def project(
+        x: Array, weights: Sequence[Weights], activation: str | None = None
+    ) -> tuple[Array, ...]:
         products = (product(x, kernel) for kernel, _ in weights)
-        return tuple(
+        outputs = tuple(
             y if bias is None else y + bias for y, (_, bias) in zip(products, weights, strict=True)
         )
+        return outputs if activation is None else (activate(activation, *outputs),)
 
     return project
 
 
-def linear(x: Array, weights: Sequence[Weights], project: Project) -> tuple[Array, ...]:
-    """The linear maps of x [..., fan in], in its dtype.
+def linear(
+    x: Array, weights: Sequence[Weights], project: Project, activation: str | None = None
+) -> tuple[Array, ...]:
+    """The linear maps of x [..., fan in], in its dtype, or what `activation` makes of them.
 
     Its tokens are flattened to one axis: so the weight gradient contracts one axis instead of two,
     which XLA's CPU matrix product needs to be fast; the reshapes are free.
     """
     cast = [(k.astype(x.dtype), b if b is None else b.astype(x.dtype)) for k, b in weights]
-    outputs = project(x.reshape(-1, x.shape[-1]), cast)
+    outputs = project(x.reshape(-1, x.shape[-1]), cast, activation)
     return tuple(y.reshape(*x.shape[:-1], y.shape[-1]) for y in outputs)
 
 

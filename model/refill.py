@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from .choice import SamplingConfig, temperature_of
 from .config import DecoderConfig
 from .decoder import Cache, Decoder, LayerCache, make_cache
-from .decoding import Rows, prefill, row_keys, step
+from .decoding import Rows, noise_of, prefill, step
 from .execution import DEFAULT, Execution
 from .kernels import for_decoding
 from .sampling import Samples, check_prompts, check_room
@@ -25,9 +25,9 @@ from .weights import weights_for
 
 BUCKET = 16  # prompts of a group are padded to a multiple of it, and to no other's length
 WIDTH = 64  # rows have room for prompts of a multiple of it: few lengths are compiled
-# Of the rows: as many that have ended are refilled together. A CPU waits for arithmetic, an
-# accelerator for its host, which each refill asks what to do next.
-SHARE, SHARE_OF_ACCELERATOR = 16, 4
+# Of the rows one in so many: as many that have ended are refilled together. Fewer together would
+# wait less for each other, and read the weights, and ask the host what to do next, more often.
+SHARE = 4
 FEWEST = 4  # rows that are worth a program of their own when the last texts are being written
 
 
@@ -49,7 +49,7 @@ def make_generator(
     """
     execution = for_decoding(execution, config.dtype, mesh)
     decoder = Decoder(config, execution, mesh)
-    group = max(1, rows // (SHARE if jax.default_backend() == "cpu" else SHARE_OF_ACCELERATOR))
+    group = max(1, rows // SHARE)
     prepare, ready = weights_for(execution.decoding, config.dtype)
 
     @partial(jax.jit, donate_argnums=(1, 2))
@@ -66,8 +66,8 @@ def make_generator(
         temperature: Array,
     ) -> tuple[Rows, Cache]:
         """Prompts [G, W], of these numbers i32[G], into the rows `at` i32[G]."""
-        width, keys = prompts.shape[1], row_keys(key, numbers)
-        about = (keys, limits, jnp.full(len(prompts), temperature))
+        width, noise = prompts.shape[1], noise_of(key, numbers, sampling)
+        about = (noise, limits, jnp.full(len(prompts), temperature))
         slots = width + sampling.lookup
         new, read = prefill(decoder, sampling, ready(params), prompts, mask, *about, slots)
         wider = all_rows.text.shape[1] - new.text.shape[1]
@@ -102,7 +102,7 @@ def make_generator(
         count = min(rows, len(prompts))
         slots = width + sampling.max_tokens - 1 + sampling.lookup
         state = (
-            _idle(count, width, sampling.max_tokens, key),
+            _idle(count, width, sampling.max_tokens),
             make_cache(config, execution, count, slots, sampling.lookup),
         )
         waiting, writes = Waiting(prompts, bucket), np.full(count, -1)
@@ -201,7 +201,7 @@ def _group(
     return places, tokens, mask, np.asarray(filled, np.int32), limits[filled]
 
 
-def _idle(count: int, width: int, new: int, key: Array) -> Rows:
+def _idle(count: int, width: int, new: int) -> Rows:
     """Rows that write nothing."""
     zeros, yes = jnp.zeros(count, jnp.int32), jnp.ones(count, bool)
     return Rows(
@@ -210,7 +210,7 @@ def _idle(count: int, width: int, new: int, key: Array) -> Rows:
         prompt=zeros + 1,
         length=zeros,
         limit=zeros + 0,
-        key=row_keys(key, zeros),
+        noise=jnp.zeros((count, new, 2)),
         temperature=jnp.ones(count),
         done=yes,
         stopped=~yes,

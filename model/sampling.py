@@ -17,7 +17,7 @@ from ..errors import UserError
 from .choice import SamplingConfig, temperature_of
 from .config import DecoderConfig
 from .decoder import Cache, Decoder, grow
-from .decoding import Rows, prefill, row_keys, step
+from .decoding import Rows, noise_of, prefill, step
 from .execution import DEFAULT, Execution
 from .kernels import for_decoding
 from .weights import weights_for
@@ -80,10 +80,10 @@ def make_sampler(
     ) -> Samples:
         count, width = prompts.shape
         limits = jnp.clip(limits, 0, sampling.max_tokens).astype(jnp.int32)
-        keys = row_keys(key, jnp.arange(count))
+        noise = noise_of(key, jnp.arange(count), sampling)
         sizes = cache_sizes(width, sampling, parts)
         params = ready(params)
-        about = (keys, limits, jnp.full(count, temperature))
+        about = (noise, limits, jnp.full(count, temperature))
         rows, cache = prefill(decoder, sampling, params, prompts, mask, *about, sizes[0])
         for slots in sizes:
 

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from ..model import DecoderConfig, Execution, SamplingConfig, pad_prompts
 from ..model.decoder import Cache, Decoder
-from ..model.decoding import Rows, prefill, row_keys, step
+from ..model.decoding import Rows, noise_of, prefill, step
 from ..model.kernels import for_decoding
 from ..model.weights import weights_for
 
@@ -36,10 +36,10 @@ def make_stream(
 
     @jax.jit
     def begin(params: Any, prompt: Array, mask: Array, key: Array) -> tuple[Rows, Cache]:
-        keys = row_keys(key, jnp.arange(1))
+        noise = noise_of(key, jnp.arange(1), sampling)
         limit = jnp.full(1, sampling.max_tokens, jnp.int32)
         slots = prompt.shape[1] + sampling.max_tokens - 1 + sampling.lookup
-        about = (keys, limit, jnp.full(len(prompt), sampling.temperature))
+        about = (noise, limit, jnp.full(len(prompt), sampling.temperature))
         return prefill(decoder, sampling, ready(params), prompt, mask, *about, slots)
 
     @partial(jax.jit, donate_argnums=(1, 2))

@@ -7,7 +7,7 @@ t - s < window. It returns `[B, T, heads, D]`.
 
 from .blocked import blocked_attention
 from .cudnn import cudnn_attention
-from .decoding import cached_kernels, for_decoding, head_product
+from .decoding import cached_kernels, draw, for_decoding, head_product
 from .fused import fused_attention
 from .plain import Kernels, plain_attention, write_slots
 from .training import for_training, gradient_by, training_kernels
@@ -17,6 +17,7 @@ __all__ = [
     "blocked_attention",
     "cached_kernels",
     "cudnn_attention",
+    "draw",
     "fused_attention",
     "gradient_by",
     "for_decoding",

@@ -1,9 +1,10 @@
-// Decoding on a CPU: a product with few rows, and attention over the filled slots of a cache.
+// Decoding on a CPU: a product with few rows, attention over the filled slots of a cache, and the
+// draw of a token.
 //
-// Both are bound by reading (weights, keys and values) and by how little is done around it, where
-// a general matrix product packs and blocks. Written with the compiler's vector types, so that one
-// source serves every instruction set. XLA calls them through its foreign-function interface; the
-// work is shared out over XLA's own threads.
+// All are bound by reading (weights, keys and values, logits) and by how little is done around it,
+// where a general matrix product packs and blocks. Written with the compiler's vector types, so
+// that one source serves every instruction set. XLA calls them through its foreign-function
+// interface; the work is shared out over XLA's own threads.
 
 #include <cmath>
 #include <functional>
@@ -132,30 +133,49 @@ void Turn(const float* from, int64_t row, int64_t count, int64_t columns, float*
   }
 }
 
-// y [M, N] = x [M, K] @ w [N, K] transposed + bias [N].
+// What is made of a product plus its bias; the numbers are those of native_decoding.py.
+enum Activation : int64_t { kNone = 0, kGeluTanh = 1, kRelu2 = 2 };
+
+inline Vector Activate(Activation activation, Vector x) {
+  if (activation == kRelu2) {
+    const Vector positive = Larger(x, Vector{});
+    return positive * positive;
+  }
+  // x (1 + tanh(u)) / 2 = x / (1 + e^(-2 u)) with u = sqrt(2 / pi) (x + 0.044715 x^3) (Hendrycks and
+  // Gimpel 2016). Beyond e^87 the quotient is nothing, and the power could not be written.
+  const Vector power = x * (x * x * -0.0713548162726f - 1.59576912161f);
+  return x / (Exp(power < 87.0f ? power : Vector{} + 87.0f) + 1.0f);
+}
+
+// y [M, N] = activation(x [M, K] @ w [N, K] transposed + bias [N]).
 struct Part {
   const float* w;
   const float* bias;  // nullptr: none
   int64_t outputs;    // N
+  Activation activation;
   float* y;
 };
 
-// y[r, 0 ... count) = tile[0 ... count)[r] + bias, for `rows` rows of y, `outputs` long.
+// y[r, 0 ... count) = activation(tile[0 ... count)[r] + bias), for `rows` rows of the part's y from
+// its output `first` on.
 template <int kWidth>
-void Put(const float* tile, int64_t count, int64_t rows, const float* bias, float* y,
-         int64_t outputs) {
+void Put(const Part& part, int64_t first, const float* tile, int64_t count, int64_t rows,
+         float* y) {
+  const float* bias = part.bias ? part.bias + first : nullptr;
+  y += first;
   for (int64_t n = 0; n < count; n += kWide) {
     const int64_t wide = std::min<int64_t>(kWide, count - n);
     for (int64_t r = 0; r < rows; r += kWide) {
-      Vector block[kWide];
-      for (int i = 0; i < kWide; ++i) {
-        block[i] = i < wide ? Load(tile + (n + i) * kWidth + r) : Vector{};
-        if (bias && i < wide) block[i] += bias[n + i];
+      Vector block[kWide] = {};
+      for (int i = 0; i < wide; ++i) {
+        block[i] = Load(tile + (n + i) * kWidth + r);
+        if (bias) block[i] += bias[n + i];
+        if (part.activation) block[i] = Activate(part.activation, block[i]);
       }
       Transpose(block);
       const int64_t last = std::min<int64_t>(kWide, rows - r);
       for (int64_t i = 0; i < last; ++i) {
-        std::memcpy(y + (r + i) * outputs + n, &block[i], wide * sizeof(float));
+        std::memcpy(y + (r + i) * part.outputs + n, &block[i], wide * sizeof(float));
       }
     }
   }
@@ -171,8 +191,16 @@ void FewRows(ffi::ThreadPool& pool, const float* x, int64_t rows, int64_t depth,
     const Part& part = part_of(&n);
     const int64_t count = std::min(kPiece, part.outputs - n);
     DotsOf<kFew>(rows, x, part.w + n * depth, count, depth, part.y + n, part.outputs);
-    for (int64_t r = 0; part.bias && r < rows; ++r) {
-      for (int64_t i = 0; i < count; ++i) part.y[r * part.outputs + n + i] += part.bias[n + i];
+    for (int64_t r = 0; r < rows; ++r) {
+      float* y = part.y + r * part.outputs + n;
+      for (int64_t i = 0; part.bias && i < count; ++i) y[i] += part.bias[n + i];
+      for (int64_t i = 0; part.activation && i < count; i += kWide) {
+        const int64_t wide = std::min<int64_t>(kWide, count - i);
+        Vector some = {};
+        std::memcpy(&some, y + i, wide * sizeof(float));
+        some = Activate(part.activation, some);
+        std::memcpy(y + i, &some, wide * sizeof(float));
+      }
     }
   });
 }
@@ -207,7 +235,6 @@ void ManyRows(ffi::ThreadPool& pool, const float* x, int64_t rows, int64_t depth
     alignas(64) float tile[kTall * kPanel];
     for (int64_t n = first; n < last; n += kTall) {
       const int64_t count = std::min<int64_t>(kTall, last - n);
-      const float* bias = part.bias ? part.bias + n : nullptr;
       for (int64_t p = 0; p < panels; ++p) {
         const int64_t from = kTall * p / panels, to = kTall * (p + 1) / panels;
         const int64_t width = width_of(p);
@@ -215,15 +242,16 @@ void ManyRows(ffi::ThreadPool& pool, const float* x, int64_t rows, int64_t depth
             count, part.w + n * depth, depth, turned + p * depth * kPanel, depth, tile,
             part.w + (n + kTall + from) * depth, to - from);
         (width == kPanel ? Put<kPanel> : Put<kWide>)(
-            tile, count, rows_of(p), bias, part.y + p * kPanel * part.outputs + n, part.outputs);
+            part, n, tile, count, rows_of(p), part.y + p * kPanel * part.outputs);
       }
     }
   });
 }
 
-// One x [M, K] times each of several kernels, turned [N, K], plus its bias [N], or [0] for none.
+// One x [M, K] times each of several kernels, turned [N, K], plus its bias [N], or [0] for none; and
+// an activation of that.
 ffi::Error Products(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::RemainingArgs weights,
-                    ffi::RemainingRets outs) {
+                    int64_t activation, ffi::RemainingRets outs) {
   const int64_t rows = x.dimensions()[0], depth = x.dimensions()[1];
   std::vector<Part> parts(outs.size());
   std::vector<int64_t> begin(outs.size() + 1, 0);  // of each part's pieces
@@ -233,7 +261,7 @@ ffi::Error Products(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Remainin
     auto y = *outs.get<ffi::Buffer<ffi::F32>>(i);
     const int64_t outputs = w.dimensions()[0];
     parts[i] = {w.typed_data(), bias.element_count() ? bias.typed_data() : nullptr, outputs,
-                y->typed_data()};
+                static_cast<Activation>(activation), y->typed_data()};
     begin[i + 1] = begin[i] + (outputs + kPiece - 1) / kPiece;
   }
   // Of the place of a piece among all, its part, and the first of the part's rows that is in it.
@@ -385,6 +413,88 @@ ffi::Error Attention(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> query, ffi::Buf
   return ffi::Error::Success();
 }
 
+constexpr int64_t kBlock = 64;  // of the vocabulary: first a block is drawn, then a token in it
+
+// The first index where the running sum of `count` weights passes `share` of their sum; where
+// rounding leaves none, the last weight that is not 0.
+int64_t Invert(const float* weight, int64_t count, float share) {
+  float total = 0;
+  for (int64_t i = 0; i < count; ++i) total += weight[i];
+  float running = 0;
+  int64_t last = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    running += weight[i];
+    if (weight[i] > 0) {
+      last = i;
+      if (running > share * total) break;
+    }
+  }
+  return last;
+}
+
+// weight[i] = e^((logits[i] - top) / temperature), and behind `vocab` zeros up to a whole block.
+void Weigh(const float* logits, int64_t vocab, float top, float temperature, float* weight) {
+  const float inverse = 1.0f / temperature;
+  int64_t i = 0;
+  for (; i + kWide <= vocab; i += kWide) Store(weight + i, Exp((Load(logits + i) - top) * inverse));
+  const int64_t whole = (vocab + kBlock - 1) / kBlock * kBlock;
+  for (; i < whole; i += kWide) {
+    Vector rest = Vector{} - INFINITY;
+    if (i < vocab) std::memcpy(&rest, logits + i, (vocab - i) * sizeof(float));
+    Store(weight + i, Exp((rest - top) * inverse));
+  }
+}
+
+float Top(const float* logits, int64_t vocab) {
+  Vector highest = Vector{} - INFINITY;
+  int64_t i = 0;
+  for (; i + kWide <= vocab; i += kWide) highest = Larger(highest, Load(logits + i));
+  float top = Largest(highest);
+  for (; i < vocab; ++i) top = std::max(top, logits[i]);
+  return top;
+}
+
+// sum[b] = the sum of the weights of block b; returns the sum of all.
+float SumBlocks(const float* weight, int64_t blocks, float* sum) {
+  float total = 0;
+  for (int64_t b = 0; b < blocks; ++b) {
+    Vector block = {};
+    for (int64_t i = 0; i < kBlock; i += kWide) block += Load(weight + b * kBlock + i);
+    total += sum[b] = Sum(block);
+  }
+  return total;
+}
+
+// Of each row of `allowed` [N, V] an index drawn by two numbers of `noise` [N, 2] in [0, 1), and its
+// log-prob among all `logits` [N, V], both at `temperature` [N]; see drawing.py.
+ffi::Error Draw(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> logits, ffi::Buffer<ffi::F32> allowed,
+                ffi::Buffer<ffi::F32> noise, ffi::Buffer<ffi::F32> temperature,
+                ffi::ResultBuffer<ffi::S32> token, ffi::ResultBuffer<ffi::F32> logp) {
+  const int64_t rows = logits.dimensions()[0], vocab = logits.dimensions()[1];
+  const int64_t blocks = (vocab + kBlock - 1) / kBlock;
+  Share(pool, rows, [&](int64_t row) {
+    const float* all = logits.typed_data() + row * vocab;
+    const float* some = allowed.typed_data() + row * vocab;
+    const float* u = noise.typed_data() + 2 * row;
+    const float own = temperature.typed_data()[row];
+    thread_local Floats scratch;
+    scratch.resize(std::max<size_t>(scratch.size(), blocks * (kBlock + 1)));
+    float *weight = scratch.data(), *sum = weight + blocks * kBlock;
+    const float top = Top(all, vocab);
+    Weigh(all, vocab, top, own, weight);
+    const float total = SumBlocks(weight, blocks, sum);
+    if (some != all) {
+      Weigh(some, vocab, top, own, weight);
+      SumBlocks(weight, blocks, sum);
+    }
+    const int64_t block = Invert(sum, blocks, u[0]);
+    const int64_t chosen = block * kBlock + Invert(weight + block * kBlock, kBlock, u[1]);
+    token->typed_data()[row] = chosen;
+    logp->typed_data()[row] = (all[chosen] - top) / own - std::log(total);
+  });
+  return ffi::Error::Success();
+}
+
 }  // namespace
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(aludel_products, Products,
@@ -392,6 +502,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(aludel_products, Products,
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .RemainingArgs()
+                                  .Attr<int64_t>("activation")
                                   .RemainingRets());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(aludel_attention, Attention,
@@ -408,4 +519,14 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(aludel_attention, Attention,
                                   .Attr<int64_t>("window")
                                   .Ret<ffi::Buffer<ffi::F32>>()
                                   .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(aludel_draw, Draw,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::S32>>()
                                   .Ret<ffi::Buffer<ffi::F32>>());

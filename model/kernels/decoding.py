@@ -5,6 +5,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from ..execution import Execution
+from . import drawing
 from . import native_decoding as native
 from .choosing import choose, chosen
 from .plain import XLA, Kernels
@@ -30,6 +31,14 @@ def head_product(x: Array, head: Array, decoding: str) -> Array:
     if decoding == "native":
         return native.native_project(x, [(head.T, None)])[0]
     return jnp.matmul(x, head.astype(x.dtype).T, preferred_element_type=jnp.float32)
+
+
+def draw(
+    logits: Array, allowed: Array, noise: Array, temperature: Array, decoding: str
+) -> tuple[Array, Array]:
+    """(token i32[N], its log-prob f32[N]): see `drawing.draw`."""
+    kernel = native.native_draw if decoding == "native" else drawing.draw
+    return kernel(logits, allowed, noise, temperature)
 
 
 def choose_decoding(requested: str, backend: str, dtype: str, devices: int) -> tuple[str, str]:

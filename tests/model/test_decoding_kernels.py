@@ -10,6 +10,7 @@ from aludel.model.kernels import decoding
 from aludel.model.kernels import native as loader
 from aludel.model.kernels import native_decoding as native
 from aludel.model.kernels.plain import XLA, append_and_attend
+from aludel.model.layers import activate
 
 compiled = pytest.mark.skipif("no C++ compiler" in str(native.obstacle()), reason="no compiler")
 
@@ -37,6 +38,18 @@ def test_native_products(rows, depth, width):
     bound = 2e-6 * depth**0.5 * 4
     for got, want in zip(jax.jit(native.native_project)(x, weights), wanted, strict=True):
         np.testing.assert_allclose(got, want, atol=bound)
+
+
+@compiled
+@pytest.mark.parametrize("activation", ["gelu_tanh", "relu2", "gelu", "geglu"])
+@pytest.mark.parametrize("rows, width", [(3, 37), (40, 64)])
+def test_native_products_and_what_is_made_of_them(activation, rows, width):
+    x, bias = _normal(rows, 8), 3 * _normal(width)
+    weights = [(10 * _normal(8, width), bias), (_normal(8, width), None)]
+    weights = weights[: 1 + (activation == "geglu")]
+    want = activate(activation, *native.native_project(x, weights))
+    (got,) = native.native_project(x, weights, activation)
+    np.testing.assert_allclose(got, want, atol=1e-6, rtol=2e-6)
 
 
 @compiled

@@ -21,8 +21,7 @@ from aludel.model import (
     pad_prompts,
     truncate,
 )
-from aludel.model.choice import _invert, draw
-from aludel.model.decoding import prefill, row_keys, step
+from aludel.model.decoding import noise_of, prefill, step
 from aludel.model.kernels import native_decoding as native
 from aludel.model.lookup import guess
 
@@ -202,30 +201,6 @@ def test_either_set_of_kernels_draws_the_same(family):
     np.testing.assert_allclose(out[0].logp, out[1].logp, atol=2e-5)
 
 
-def test_a_draw_follows_the_weights_and_never_takes_a_zero():
-    rng = np.random.default_rng(0)
-    for vocab in (61, 200):  # one block, and blocks of which one is all zeros
-        weights = rng.random(vocab).astype(np.float32) ** 4
-        weights[rng.random(vocab) < 0.5] = 0
-        weights[64:128] = 0
-        rows = 20_000
-        keys = jax.random.split(jax.random.key(vocab), rows)
-        drawn = np.asarray(draw(jnp.tile(weights, (rows, 1)), keys))
-        p = weights / weights.sum()
-        share = np.bincount(drawn, minlength=vocab) / rows
-        assert (share[weights == 0] == 0).all()
-        assert (np.abs(share - p) <= 5 * np.sqrt(p * (1 - p) / rows)).all()
-
-
-def test_a_draw_of_rounded_sums_stays_on_a_positive_weight():
-    """The last u below 1, and weights whose running sum no longer grows."""
-    weights = jnp.asarray([[1.0, 1e-9, 0.0], [0.0, 1.0, 0.0], [1e-30, 0.0, 1.0]])
-    u = jnp.full(3, 1 - 2.0**-24)
-    assert _invert(weights, u).tolist() == [0, 1, 2]
-    assert _invert(weights, jnp.ones(3)).tolist() == [1, 1, 2]
-    assert _invert(weights, jnp.zeros(3)).tolist() == [0, 1, 0]
-
-
 def test_truncated_sampling_draws_only_what_is_left():
     config, execution, params = _model()
     sampling = SamplingConfig(max_tokens=8, top_k=2)
@@ -297,9 +272,9 @@ def test_lookup_takes_several_tokens_a_step():
     decoder = Decoder(config, execution)
     sampling = SamplingConfig(max_tokens=80, temperature=0, lookup=4)
     tokens, mask = pad_prompts([[1, 2, 3]])
-    keys = row_keys(jax.random.key(0), jnp.arange(1))
+    noise = noise_of(jax.random.key(0), jnp.arange(1), sampling)
     with jax.default_matmul_precision("highest"):
-        about = (keys, jnp.full(1, 80), jnp.ones(1))
+        about = (noise, jnp.full(1, 80), jnp.ones(1))
         rows, cache = prefill(decoder, sampling, params, tokens, mask, *about, 16 + 80 + 4)
         steps = []
         while not rows.done.all():
