@@ -17,8 +17,9 @@ PACKAGES = [
     "aludel.rlhf",
     "aludel.serve",
     "aludel.configs",
+    "aludel.cli",
 ]
-ROOT_MODULES = {"__init__", "cli", "cli_scale", "errors", "memory", "parsing", "paths"}
+ROOT_MODULES = {"__init__", "errors", "memory", "paths"}
 
 
 class BuildListed(build_py):

@@ -16,7 +16,7 @@ from ..errors import UserError
 from .config import flatten, to_json
 
 Config = TypeVar("Config")
-REPEATABLE = ("--data", "--prompts", "--ptx-data", "--reward", "--reward-fn")
+REPEATABLE = ("data", "prompts", "ptx-data", "reward", "reward-fn")  # and those of `base`
 HELP = ("-h", "--help")
 ABOUT = """Any setting is a flag under its dotted name; those that take several values, such as
 --data, may be repeated.
@@ -76,7 +76,7 @@ def gathered(args: Sequence[str]) -> list[str]:
     current: list[str] | None = None
     for arg in args:
         name, equals, value = arg.partition("=")
-        if name in REPEATABLE:
+        if name.startswith("--") and name[2:].removeprefix("base.") in REPEATABLE:
             current = values.setdefault(name, [])
             current += [value] if equals else []
         elif current is not None and not arg.startswith("--"):

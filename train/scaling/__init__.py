@@ -1,12 +1,23 @@
 """Scaling curves: finished runs -> laws with intervals -> what a larger run will reach.
 
-`points` reads runs, `parametric`, `isoflop`, `envelope`, `power` and `repeated` fit one law each,
-`fit` makes of them a folder's `fit.json` and `fit.html`, `predict` reads it.
+`sweep` says which runs, `sweeping` makes them, `points` reads them, `parametric`, `isoflop`,
+`envelope`, `power` and `repeated` fit one law each, `fit` makes of them a folder's `fit.json` and
+`fit.html`, `predict` reads it.
 """
 
 from .fit import fit_scaling
 from .optimum import compute_optimal
 from .points import Points, read_csv
 from .predict import predict
+from .sweep import Sweep
+from .sweeping import run_sweep
 
-__all__ = ["Points", "compute_optimal", "fit_scaling", "predict", "read_csv"]
+__all__ = [
+    "Points",
+    "Sweep",
+    "compute_optimal",
+    "fit_scaling",
+    "predict",
+    "read_csv",
+    "run_sweep",
+]

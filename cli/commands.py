@@ -1,20 +1,21 @@
 """The command `aludel`: parse, call one room, print. Rooms are imported when they are needed."""
 
 import importlib
-import importlib.util
 import os
-import shlex
 import signal
 import sys
 import textwrap
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from .errors import UserError
-from .memory import keep_memory, use_large_pages
-from .parsing import Parser, subcommand
-from .paths import cache_dir
+from ..errors import UserError
+from ..memory import keep_memory, use_large_pages
+from .data import data
+from .ending import AGAIN, INTERRUPTED, MISTAKE, fail, stoppable
+from .environment import prepare
+from .parsing import Parser, taken
+from .scale import scale
+from .settings import find_config
 
 USAGE = """\
 usage: aludel COMMAND ...
@@ -29,11 +30,9 @@ usage: aludel COMMAND ...
   eval RUN --data SOURCE     nats per token, perplexity, bits per byte
   info CONFIG|RUN            shapes, parameters, FLOPs, memory
   data build|info|check      token stores: make them, describe one, verify its checksums
-  scale fit|predict          scaling laws of finished runs, and what a larger one will reach
+  scale run|fit|predict      ladders of runs, their scaling laws, what a larger one will reach
 
 aludel COMMAND --help says more; aludel pretrain CONFIG --help lists every setting."""
-MISTAKE, AGAIN, INTERRUPTED = 2, 75, 130
-KEPT_PROGRAMS = 2 << 30  # bytes of compiled programs; the longest unused make room
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -64,11 +63,6 @@ def run(argv: list[str]) -> int:
         return INTERRUPTED
 
 
-def fail(text: str) -> None:
-    """One line on stderr."""
-    print(f"aludel: {' '.join(text.split())}", file=sys.stderr, flush=True)
-
-
 def dispatch(argv: list[str]) -> int:
     """Call the command that `argv` names."""
     if not argv or argv[0] in ("-h", "--help", "help"):
@@ -81,7 +75,7 @@ def dispatch(argv: list[str]) -> int:
         return 0
     name, *rest = argv
     if name not in COMMANDS:
-        from .data.files import nearest
+        from ..data.files import nearest
 
         raise UserError(f"no command {name!r}{nearest(name, COMMANDS)}")
     return COMMANDS[name](rest)
@@ -95,9 +89,9 @@ def demo(args: list[str]) -> int:
         print("With --seeds each seed does it all, SFT twice as long and PPO without KL beside it.")
         print("\naludel demo recipe --help lists every field with its default and its meaning.")
         return 0
-    from .rlhf.demo import demo as run_demo
-    from .train.config import with_out
-    from .train.flags import parse_flags
+    from ..rlhf.demo import demo as run_demo
+    from ..train.config import with_out
+    from ..train.flags import parse_flags
 
     name, flags = (args[0], args[1:]) if args and not args[0].startswith("-") else ("recipe", args)
     seeds, flags = taken(flags, "--seeds")
@@ -116,22 +110,6 @@ def demo(args: list[str]) -> int:
     if chats != "no" and sys.stdin.isatty() and sys.stdout.isatty() and int(seeds or 1) == 1:
         return chat([str(out / "ppo")])
     return 0
-
-
-def taken(args: list[str], flag: str) -> tuple[str | None, list[str]]:
-    """(the value of a flag, None where it is not there; the other arguments)."""
-    value, rest, waiting = None, [], False
-    for arg in args:
-        name, equals, given = arg.partition("=")
-        if waiting:
-            value, waiting = arg, False
-        elif name == flag:
-            value, waiting = (given, False) if equals else (None, True)
-        else:
-            rest.append(arg)
-    if waiting:
-        raise UserError(f"{flag} needs a value")
-    return value, rest
 
 
 def pretrain(args: list[str]) -> int:
@@ -155,10 +133,10 @@ def ppo(args: list[str]) -> int:
 
 
 MODULE_OF = {
-    "pretrain": ".train.pretrain",
-    "sft": ".train.sft",
-    "reward": ".rlhf.reward",
-    "ppo": ".rlhf.align",
+    "pretrain": "..train.pretrain",
+    "sft": "..train.sft",
+    "reward": "..rlhf.reward",
+    "ppo": "..rlhf.align",
 }
 FLAGS_OF = {
     "reward": "--init RUN [--data pairs:PATH]",
@@ -170,7 +148,7 @@ FLAGS_OF = {
 
 def train(stage: str, args: list[str]) -> int:
     """The command of a stage of training."""
-    from .configs import names_of
+    from ..configs import names_of
 
     if not args or args[0] in ("-h", "--help"):
         flags = f"{FLAGS_OF[stage]} [--out DIR] [--dry-run] [--FIELD VALUE]"
@@ -180,8 +158,8 @@ def train(stage: str, args: list[str]) -> int:
         print(textwrap.fill(names, 80, initial_indent="  ", subsequent_indent="  "))
         print(f"\naludel {stage} CONFIG --help lists every field with its default and its meaning.")
         return 0
-    from .train.config import with_out
-    from .train.flags import parse_flags
+    from ..train.config import with_out
+    from ..train.flags import parse_flags
 
     name, *flags = args
     dry = "--dry-run" in flags
@@ -189,7 +167,7 @@ def train(stage: str, args: list[str]) -> int:
     config = parse_flags(find_config(name, stage), flags, f"aludel {stage} {name}")
     config = with_out(config, Path("runs") / Path(name).stem)
     if dry:
-        from .train.sizes import dry_run
+        from ..train.sizes import dry_run
 
         print("\n".join(dry_run(config)))
         return 0
@@ -199,71 +177,6 @@ def train(stage: str, args: list[str]) -> int:
         return AGAIN
     print(out)
     return 0
-
-
-def stoppable(train: Callable[[], Path]) -> Path | None:
-    """What training makes; None where a signal ended it: then it is said how it goes on."""
-    from .train.loop import StoppedError
-
-    try:
-        return train()
-    except StoppedError as stopped:
-        again = shlex.join(["aludel", *sys.argv[1:]])
-        saved = "what was finished" if stopped.step is None else f"step {stopped.step:,}"
-        fail(f"stopped: {saved} is saved; the same command goes on: {again}")
-        return None
-
-
-def find_config(name: str, stage: str | None = None):
-    """The settings that a name in `configs`, or a Python file, holds; of this stage, or of any."""
-    from .configs import MODULES, named, names_of
-    from .data.files import nearest
-
-    known = names_of(stage)
-    if name in known:
-        return named(name)
-    for other in MODULES:
-        if name in names_of(other):
-            raise UserError(f"{name} is a config of aludel {other}, not of aludel {stage}")
-    path = Path(name).expanduser()
-    if path.suffix != ".py" and not path.exists():
-        raise UserError(f"no config {name!r}{nearest(name, known)}")
-    return config_of_file(path, stage)
-
-
-def config_of_file(path: Path, stage: str | None = None):
-    """The variable `config` of a Python file."""
-    wanted = config_type(stage)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if not path.is_file() or spec is None or spec.loader is None:
-        raise UserError(f"{path}: no such Python file")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        # From the text, not from a cached .pyc: that goes by the second and the size.
-        exec(compile(path.read_text(), str(path), "exec"), module.__dict__)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    except Exception as error:
-        where = f"{path}:{error.lineno}" if isinstance(error, SyntaxError) else str(path)
-        raise UserError(f"{where}: cannot be run: {type(error).__name__}: {error}") from None
-    config = getattr(module, "config", None)
-    if not isinstance(config, wanted):
-        raise UserError(
-            f"{path}: sets no variable `config` that is an {wanted.__module__}.{wanted.__name__}"
-        )
-    return config
-
-
-def config_type(stage: str | None) -> type:
-    """What a config of a stage is; None: of any stage of training."""
-    from .train.config import StageConfig
-    from .train.run import STAGES
-
-    if stage == "demo":
-        from .rlhf.recipe import Recipe
-
-        return Recipe
-    return STAGES[stage] if stage else StageConfig
 
 
 def add_sampling(parser: Parser, tokens: int, temperature: float) -> None:
@@ -292,7 +205,7 @@ def sample(args: list[str]) -> int:
     parser.add_argument("--stop", action="append", default=[], help="text of a token that ends it")
     parser.add_argument("--count", type=int, default=1, help="samples of each prompt (1)")
     options = parser.parse(args)
-    from .train.samples import sample_run
+    from ..train.samples import sample_run
 
     keep_memory()
     for text in sample_run(
@@ -319,9 +232,9 @@ def chat(args: list[str]) -> int:
     add_sampling(parser, tokens=128, temperature=0.7)
     options = parser.parse(args)
     keep_memory()
-    from .model import SamplingConfig
-    from .serve import Conversation
-    from .serve.terminal import chat as talk
+    from ..model import SamplingConfig
+    from ..serve import Conversation
+    from ..serve.terminal import chat as talk
 
     sampling = SamplingConfig(
         max_tokens=options.tokens,
@@ -353,8 +266,8 @@ def evaluate(args: list[str]) -> int:
     parser.add_argument("--decode-errors", choices=("strict", "replace"))
     parser.add_argument("--out", help="write the figures to this file, as JSON")
     options = parser.parse(args)
-    from .train.evaluate import evaluate as score
-    from .train.sizes import table
+    from ..train.evaluate import evaluate as score
+    from ..train.sizes import table
 
     keep_memory()
     figures = score(
@@ -389,103 +302,19 @@ def info(args: list[str]) -> int:
         "what", metavar="CONFIG|RUN", help="a config's name, a file, or a run folder"
     )
     options = parser.parse(args)
-    from .train.run import find_run
-    from .train.sizes import describe_config, describe_run
+    from ..train.run import find_run
+    from ..train.sizes import describe_config, describe_run
 
     if Path(options.what).expanduser().is_dir():
         lines = describe_run(find_run(options.what))
     else:
         config = find_config(options.what)
         lines = []
-        for name, one in getattr(config, "stages", {"": config}).items():  # of a recipe, all
+        # Of a recipe all stages, of a sweep the cheapest run and the dearest.
+        for name, one in getattr(config, "stages", {"": config}).items():
             lines += [*(["", f"aludel {name}"] if name else []), *describe_config(one)]
     print("\n".join(lines))
     return 0
-
-
-def data(args: list[str]) -> int:
-    """Token stores."""
-    usage = (
-        "usage: aludel data build SOURCE ... [--tokenizer SPEC]   tokenise, or go on with it\n"
-        "       aludel data info STORE                            what a store holds\n"
-        "       aludel data check STORE ...                       verify its checksums"
-    )
-    parsers = {"build": data_build, "info": data_info, "check": data_check}
-    return subcommand("data", parsers, usage, args)
-
-
-def data_build(args: list[str]) -> int:
-    """Make the token stores of sources."""
-    parser = Parser(
-        "aludel data build",
-        description="Tokenise sources into stores, where pretrain and eval find them. A build "
-        "that was stopped goes on; a corpus that grew is not tokenised again.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("data", metavar="SOURCE", nargs="+", help="text:PATH, jsonl:PATH, ...")
-    parser.add_argument(
-        "--tokenizer",
-        default="bpe:4096",
-        help="char, byte, bpe:SIZE, a tokenizer.json or a run folder's (bpe:4096)",
-    )
-    parser.add_argument(
-        "--split", action="append", choices=("train", "validation", "all"), help="(the first two)"
-    )
-    parser.add_argument("--text-field", default="text", help="of a record, what holds its text")
-    parser.add_argument("--decode-errors", choices=("strict", "replace"), default="strict")
-    parser.add_argument("--workers", type=int, help="processes (as many as there are cores)")
-    options = parser.parse(args)
-    from .train.stores import build, describe
-
-    gap = ""
-    for store, source, split in build(
-        options.data,
-        options.tokenizer,
-        splits=options.split or ["validation", "train"],
-        text_field=options.text_field,
-        decode_errors=options.decode_errors,
-        workers=options.workers,
-    ):
-        lines = describe(store, [("source", source), ("split", split)])
-        print(gap + "\n".join(lines), flush=True)
-        gap = "\n"
-    return 0
-
-
-def data_info(args: list[str]) -> int:
-    """What a store holds."""
-    parser = Parser("aludel data info", description="Describe a token store.", allow_abbrev=False)
-    parser.add_argument("store", help="its folder")
-    options = parser.parse(args)
-    from .train.stores import describe
-
-    print("\n".join(describe(Path(options.store).expanduser())))
-    return 0
-
-
-def data_check(args: list[str]) -> int:
-    """Verify the checksums of stores."""
-    parser = Parser(
-        "aludel data check",
-        description="Read all of a token store and verify its checksums.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("stores", metavar="STORE", nargs="+", help="its folder")
-    options = parser.parse(args)
-    from .data import check_store
-
-    for store in options.stores:
-        meta = check_store(Path(store).expanduser())
-        print(f"whole: {len(meta['shards']):,} shards, {meta['tokens']:,} tokens")
-        print(store)
-    return 0
-
-
-def scale(args: list[str]) -> int:
-    """Scaling laws of finished runs."""
-    from .cli_scale import scale
-
-    return scale(args)
 
 
 COMMANDS = {
@@ -503,37 +332,4 @@ COMMANDS = {
 }
 
 
-COMPUTING = ("demo", "pretrain", "sft", "reward", "ppo", "sample", "chat", "eval")
-
-
-def prepare() -> None:
-    """Before JAX is imported: programs that were compiled once are kept for the next run, and
-    libraries speak up only when something is wrong."""
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_dir() / "compiled"))
-    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(KEPT_PROGRAMS))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1") if not tpu_is_there() else None
-    if importlib.util.find_spec("libtpu") and not tpu_is_there() and not gpu_is_there():
-        os.environ.setdefault("JAX_PLATFORMS", "cpu")  # libtpu without a TPU cries out otherwise
-
-    def show(message, category, filename, lineno, file=None, line=None) -> None:
-        if issubclass(category, UserWarning) and __package__ in Path(filename).parts[-3:]:
-            print(f"note: {message}", file=sys.stderr)
-
-    warnings.showwarning = show
-
-
-def tpu_is_there() -> bool:
-    """Whether a TPU's device files are."""
-    return bool(list(Path("/dev").glob("accel*")) or list(Path("/dev").glob("vfio/[0-9]*")))
-
-
-def gpu_is_there() -> bool:
-    """Whether a GPU's device files are."""
-    return any(Path("/dev", name).exists() for name in ("nvidia0", "kfd", "dxg"))
-
-
-if __name__ == "__main__":
-    main()
+COMPUTING = ("demo", "pretrain", "sft", "reward", "ppo", "sample", "chat", "eval", "scale")

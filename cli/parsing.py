@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Callable, Mapping
 
-from .errors import UserError
+from ..errors import UserError
 
 
 class Parser(argparse.ArgumentParser):
@@ -14,7 +14,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, args: list[str]) -> argparse.Namespace:
         """The arguments; an unknown flag is named with the nearest known one."""
-        from .data.files import nearest
+        from ..data.files import nearest
 
         flags = [flag for action in self._actions for flag in action.option_strings]
         for arg in args:
@@ -31,7 +31,23 @@ def subcommand(
         print(usage)
         return 0
     if args[0] not in commands:
-        from .data.files import nearest
+        from ..data.files import nearest
 
         raise UserError(f"no command '{name} {args[0]}'{nearest(args[0], commands)}")
     return commands[args[0]](args[1:])
+
+
+def taken(args: list[str], flag: str) -> tuple[str | None, list[str]]:
+    """(the value of a flag, None where it is not there; the other arguments)."""
+    value, rest, waiting = None, [], False
+    for arg in args:
+        name, equals, given = arg.partition("=")
+        if waiting:
+            value, waiting = arg, False
+        elif name == flag:
+            value, waiting = (given, False) if equals else (None, True)
+        else:
+            rest.append(arg)
+    if waiting:
+        raise UserError(f"{flag} needs a value")
+    return value, rest

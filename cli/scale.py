@@ -1,18 +1,71 @@
-"""The command `aludel scale`: fit and predict."""
+"""The command `aludel scale`: the runs of a sweep, laws fitted to runs, what they predict."""
 
+import sys
 from pathlib import Path
 
-from .errors import UserError
-from .parsing import Parser, subcommand
+from ..errors import UserError
+from .ending import AGAIN, stoppable
+from .parsing import Parser, subcommand, taken
+from .settings import find_config
 
 
 def scale(args: list[str]) -> int:
-    """Scaling curves: `scale fit` and `scale predict`."""
+    """Scaling curves: `scale run`, `scale fit` and `scale predict`."""
     usage = (
-        "usage: aludel scale fit RUNS|FILE.csv [flags]   laws of finished runs, with intervals\n"
+        "usage: aludel scale run SWEEP [flags]           the runs of a ladder that are missing\n"
+        "       aludel scale fit RUNS|FILE.csv [flags]   laws of finished runs, with intervals\n"
         "       aludel scale predict FIT [flags]         the loss of a run that was not made"
     )
-    return subcommand("scale", {"fit": scale_fit, "predict": scale_predict}, usage, args)
+    commands = {"run": scale_run, "fit": scale_fit, "predict": scale_predict}
+    return subcommand("scale", commands, usage, args)
+
+
+def scale_run(args: list[str]) -> int:
+    """Make the runs of a sweep that are missing."""
+    from ..configs import names_of
+
+    if not args or args[0] in ("-h", "--help"):
+        print("usage: aludel scale run SWEEP [--shard I/N] [--out DIR] [--dry-run] [--FIELD VALUE]")
+        print("\nSWEEP is the path of a Python file that sets `config`, a Sweep, or one of")
+        print(f"  {'  '.join(names_of('scale run'))}")
+        print("\n--shard 1/2 makes the first of two parts; machines may share the folder.")
+        print("--dry-run lists the runs, their parameters, tokens and FLOPs.")
+        print("\naludel scale run SWEEP --help lists every field with its default and its meaning.")
+        return 0
+    from ..train.config import with_out
+    from ..train.flags import parse_flags
+    from ..train.scaling.sweep import planned, share_of
+    from ..train.scaling.sweeping import plan_rows, run_sweep, settled
+    from ..train.sizes import table
+
+    name, *flags = args
+    dry = "--dry-run" in flags
+    shard, flags = taken([flag for flag in flags if flag != "--dry-run"], "--shard")
+    part = shard_of(shard or "1/1")
+    sweep = parse_flags(find_config(name, "scale run"), flags, f"aludel scale run {name}")
+    sweep = with_out(sweep, Path("runs") / Path(name).stem)
+    if dry:
+        runs = share_of(planned(settled(sweep.resolved(), say)[0]), part)
+        print("\n".join(table(plan_rows(runs))))
+        return 0
+    out = stoppable(lambda: run_sweep(sweep, part, say=say))
+    if out is None:
+        return AGAIN
+    print(out)
+    return 0
+
+
+def say(line: str) -> None:
+    """A line for the user."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def shard_of(text: str) -> tuple[int, int]:
+    """(i, n) of I/N."""
+    own, slash, machines = text.partition("/")
+    if not (slash and own.isdecimal() and machines.isdecimal() and 0 < int(own) <= int(machines)):
+        raise UserError(f"--shard must be I/N with I from 1 to N, for example 1/2, not {text!r}")
+    return int(own), int(machines)
 
 
 def scale_fit(args: list[str]) -> int:
@@ -53,10 +106,10 @@ def scale_fit(args: list[str]) -> int:
     )
     parser.add_argument("--out", help="the folder for fit.json and fit.html (runs/NAME-law)")
     options = parser.parse(args)
-    from .train.scaling import fit_scaling
-    from .train.scaling.page import counted
-    from .train.scaling.tables import approaches, held_out_rows, parameter_rows
-    from .train.sizes import table
+    from ..train.scaling import fit_scaling
+    from ..train.scaling.page import counted
+    from ..train.scaling.tables import approaches, held_out_rows, parameter_rows
+    from ..train.sizes import table
 
     for name in ("drop_highest", "hold_out", "resamples", "seed"):
         if getattr(options, name) < 0:
@@ -117,9 +170,9 @@ def scale_predict(args: list[str]) -> int:
     parser.add_argument("--tokens", type=float, help="D")
     parser.add_argument("--flops", type=float, help="C = 6 N D: alone, it is split at best")
     options = parser.parse(args)
-    from .train.scaling import predict
-    from .train.scaling.tables import prediction_rows
-    from .train.sizes import table
+    from ..train.scaling import predict
+    from ..train.scaling.tables import prediction_rows
+    from ..train.sizes import table
 
     made = predict(options.fit, options.params, options.tokens, options.flops)
     print("\n".join(table(prediction_rows(made))))

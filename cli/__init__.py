@@ -1,0 +1,8 @@
+"""The command `aludel`: `commands` holds those that are short, `data` and `scale` their own; the
+rest is what they share: how arguments are read, where settings come from, how a command ends.
+"""
+
+from .commands import main
+from .environment import prepare
+
+__all__ = ["main", "prepare"]

@@ -1,0 +1,26 @@
+"""How a command ends: its exit status, and one line that says why."""
+
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+MISTAKE, AGAIN, INTERRUPTED = 2, 75, 130
+
+
+def fail(text: str) -> None:
+    """One line on stderr."""
+    print(f"aludel: {' '.join(text.split())}", file=sys.stderr, flush=True)
+
+
+def stoppable(train: Callable[[], Path]) -> Path | None:
+    """What training makes; None where a signal ended it: then it is said how it goes on."""
+    from ..train.loop import StoppedError
+
+    try:
+        return train()
+    except StoppedError as stopped:
+        again = shlex.join(["aludel", *sys.argv[1:]])
+        saved = "what was finished" if stopped.step is None else f"step {stopped.step:,}"
+        fail(f"stopped: {saved} is saved; the same command goes on: {again}")
+        return None

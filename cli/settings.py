@@ -1,0 +1,62 @@
+"""Settings by a name in `configs`, or out of a Python file."""
+
+import importlib.util
+from pathlib import Path
+
+from ..errors import UserError
+
+
+def find_config(name: str, stage: str | None = None):
+    """The settings that a name in `configs`, or a Python file, holds; of this stage, or of any."""
+    from ..configs import MODULES, named, names_of
+    from ..data.files import nearest
+
+    known = names_of(stage)
+    if name in known:
+        return named(name)
+    for other in MODULES:
+        if name in names_of(other):
+            raise UserError(f"{name} is a config of aludel {other}, not of aludel {stage}")
+    path = Path(name).expanduser()
+    if path.suffix != ".py" and not path.exists():
+        raise UserError(f"no config {name!r}{nearest(name, known)}")
+    return config_of_file(path, stage)
+
+
+def config_of_file(path: Path, stage: str | None = None):
+    """The variable `config` of a Python file."""
+    wanted = config_type(stage)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise UserError(f"{path}: no such Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        # From the text, not from a cached .pyc: that goes by the second and the size.
+        exec(compile(path.read_text(), str(path), "exec"), module.__dict__)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except Exception as error:
+        where = f"{path}:{error.lineno}" if isinstance(error, SyntaxError) else str(path)
+        raise UserError(f"{where}: cannot be run: {type(error).__name__}: {error}") from None
+    config = getattr(module, "config", None)
+    if not isinstance(config, wanted):
+        raise UserError(
+            f"{path}: sets no variable `config` that is an {wanted.__module__}.{wanted.__name__}"
+        )
+    return config
+
+
+def config_type(stage: str | None) -> type:
+    """What a config of a stage is; None: of any stage of training."""
+    from ..train.config import StageConfig
+    from ..train.run import STAGES
+
+    if stage == "scale run":
+        from ..train.scaling import Sweep
+
+        return Sweep
+    if stage == "demo":
+        from ..rlhf.recipe import Recipe
+
+        return Recipe
+    return STAGES[stage] if stage else StageConfig

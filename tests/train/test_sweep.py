@@ -1,0 +1,232 @@
+"""Sweeps: which runs there are, and that each is made once, however often it is stopped."""
+
+import csv
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aludel.cli.commands import run
+from aludel.errors import UserError
+from aludel.model import DecoderConfig
+from aludel.train.config import PretrainConfig
+from aludel.train.scaling import Sweep
+from aludel.train.scaling.sweep import planned, share_of, sized
+
+from . import runs
+
+BASE = PretrainConfig(model=DecoderConfig(vocab_size=50, head_dim=8, context=16), batch=4)
+
+
+def test_a_size_keeps_its_shares():
+    model = DecoderConfig(width=64, heads=8, kv_heads=2, mlp_width=96)
+    found = sized(model, 6, 96)
+    assert (found.layers, found.width, found.heads) == (6, 96, 12)
+    assert (found.kv_heads, found.mlp_width, found.size_of_head) == (3, 144, 8)
+    with pytest.raises(UserError, match="heads of 8 do not divide"):
+        sized(model, 3, 60)
+
+
+def test_every_size_with_every_amount_the_cheapest_first():
+    sweep = Sweep(BASE, layers=(4, 2), width_of_layer=8, per_parameter=(1, 5), tokens=(640,))
+    found = planned(sweep)
+    assert len(found) == 6
+    assert [run.flops for run in found] == sorted(run.flops for run in found)
+    for run_ in found:
+        model = run_.config.model
+        assert model.width == 8 * model.layers and run_.params == model.parameters()
+        assert run_.tokens == run_.config.steps * 64 and run_.flops == 6 * run_.params * run_.tokens
+    of_parameters = [run_ for run_ in found if run_.tokens != 640]
+    for run_ in of_parameters:
+        ratio = run_.tokens / run_.params
+        assert min(abs(ratio - 1), abs(ratio - 5)) < 64 / run_.params
+
+
+def test_budgets_of_flops_are_met_between_the_bounds():
+    sweep = Sweep(
+        BASE, layers=(1, 2, 3, 4), width_of_layer=8, count="blocks", flops=(2e9,), between=(5, 500)
+    )
+    found = planned(sweep)
+    assert 0 < len(found) < 4
+    for run_ in found:
+        assert run_.params == run_.config.model.parameters(embeddings=False)
+        assert abs(run_.flops / 2e9 - 1) < 64 / run_.tokens
+        assert 4.9 < run_.tokens / run_.params < 501
+
+
+def test_seeds_and_those_of_the_smallest():
+    sweep = Sweep(
+        BASE, layers=(1, 2, 3), width_of_layer=8, tokens=(640,), smallest=2, seeds_of_smallest=3
+    )
+    seeds = [(run_.config.model.layers, run_.config.seed) for run_ in planned(sweep)]
+    assert sorted(seeds) == [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2), (3, 0)]
+    assert len({run_.name for run_ in planned(sweep)}) == 7
+    twice = dataclasses.replace(sweep, tokens=(640, 641), smallest=0)  # as many steps
+    assert len(planned(twice)) == 3
+
+
+@pytest.mark.parametrize("machines", [1, 2, 3, 20])
+def test_shards_are_a_partition(machines):
+    found = planned(Sweep(BASE, layers=(1, 2, 3), width_of_layer=8, per_parameter=(1, 2, 3)))
+    parts = [share_of(found, (own + 1, machines)) for own in range(machines)]
+    names = sorted(run_.name for part in parts for run_ in part)
+    assert names == sorted(run_.name for run_ in found)
+    loads = [sum(run_.flops for run_ in part) for part in parts]
+    assert max(loads) - min(loads) <= max(run_.flops for run_ in found)
+    for part in parts:
+        assert [run_.flops for run_ in part] == sorted(run_.flops for run_ in part)
+
+
+@pytest.mark.parametrize(
+    "fields, said",
+    [
+        ({"layers": ()}, "layers names no size"),
+        ({"layers": (0, 1)}, "layers must be positive"),
+        ({"tokens": ()}, "no amount of text"),
+        ({"tokens": (-5.0,)}, "tokens must be positive"),
+        ({"flops": (float("inf"),)}, "flops must be positive"),
+        ({"seeds": 0}, "seeds must be at least 1"),
+        ({"most_epochs": 0.0}, "most_epochs must be positive"),
+    ],
+)
+def test_impossible_sweeps(fields, said):
+    with pytest.raises(UserError, match=said):
+        Sweep(**{"tokens": (640.0,), **fields})
+
+
+SWEEP = """\
+from aludel.configs import named
+from aludel.model import DecoderConfig
+from aludel.train.config import PretrainConfig
+from aludel.train.scaling import Sweep
+
+config = Sweep(
+    base=PretrainConfig(
+        data=("text:{text}",),
+        model=DecoderConfig(head_dim=8, context=16),
+        tokenizer="byte",
+        batch=4,
+        eval_every=0,
+        checkpoint_every=4,
+        sample_tokens=4,
+        tensorboard=False,
+    ),
+    layers=(1, 2),
+    width_of_layer=8,
+    tokens=(640, 1280),
+    most_epochs=40,
+)
+"""
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("sweep")
+    path = folder / "tiny.py"
+    path.write_text(SWEEP.format(text=runs.write_text(folder)))
+    return path
+
+
+def command(sweep: Path, out: Path, *flags: str) -> list[str]:
+    words = [sys.executable, "-m", "aludel.cli", "scale", "run", str(sweep), "--out", str(out)]
+    return [*words, *flags]
+
+
+def saved(run: Path) -> bool:
+    """Whether a run has a checkpoint of a step beyond the first."""
+    return any(path.name.isdecimal() and path.name != "0" for path in run.glob("checkpoints/*"))
+
+
+def figures(out: Path) -> list[dict]:
+    """runs.csv but for what a clock says."""
+    with open(out / "runs.csv", newline="") as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(sweep, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed") / "runs"
+    done = runs.run(command(sweep, out))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.rstrip().splitlines()[-1] == str(out)
+    assert len(figures(out)) == 4
+    return out
+
+
+def test_killed_and_run_again_nothing_is_done_twice_and_nothing_is_missing(
+    sweep, undisturbed, tmp_path
+):
+    out = tmp_path / "runs"
+    for wanted in (1, 2):  # runs that have ended
+        words = command(sweep, out)
+        process = subprocess.Popen(
+            words, env=runs.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+
+        def amid(wanted: int = wanted) -> bool:
+            ended = {path.parent for path in out.glob("layers-*/summary.json")}
+            begun = [one for one in out.glob("layers-*") if one not in ended and saved(one)]
+            return len(ended) >= wanted and bool(begun)
+
+        assert runs.wait_for(amid, process)
+        process.kill()
+        process.wait()
+    before = {path: path.stat().st_mtime_ns for path in out.glob("layers-*/summary.json")}
+    assert 0 < len(before) < 4
+    done = runs.run(command(sweep, out))
+    assert done.returncode == 0, done.stderr
+    assert all(path.stat().st_mtime_ns == when for path, when in before.items())
+    assert figures(out) == figures(undisturbed)
+    for path in undisturbed.glob("layers-*"):
+        assert runs.exact(out / path.name) == runs.exact(path)
+
+
+def test_two_shards_give_what_one_machine_gives(sweep, undisturbed, tmp_path):
+    out = tmp_path / "runs"
+    processes = [
+        subprocess.Popen(
+            command(sweep, out, "--shard", shard),
+            env=runs.environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for shard in ("1/2", "2/2")
+    ]
+    said = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert figures(out) == figures(undisturbed)
+
+
+def test_a_folder_belongs_to_one_sweep(sweep, undisturbed, capfd):
+    assert run(["scale", "run", str(sweep), "--out", str(undisturbed), "--base.batch", "8"]) == 2
+    assert (
+        "holds the runs of another sweep: base.batch is 4 there and 8 here"
+        in capfd.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--shard", "3/2"], "--shard must be I/N"),
+        (["--most-epochs", "0.1"], "would see its text"),
+        (["--tokens", "x"], "tokens"),
+        (["--width-of-layer", "7"], "heads of 8 do not divide"),
+    ],
+)
+def test_mistakes_are_one_line(sweep, tmp_path, capfd, flags, said):
+    assert run(["scale", "run", str(sweep), "--out", str(tmp_path / "runs"), *flags]) == 2
+    err = capfd.readouterr().err.strip().splitlines()
+    assert said in err[-1] and sum(line.startswith("aludel:") for line in err) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_lists_the_runs(sweep, tmp_path, capfd):
+    assert run(["scale", "run", str(sweep), "--out", str(tmp_path / "runs"), "--dry-run"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[0].split() == ["run", "layers", "width", "N", "D", "D/N", "C"]
+    assert len(lines) == 6 and lines[-1].startswith("4 runs")
+    assert not (tmp_path / "runs").exists()

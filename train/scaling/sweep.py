@@ -1,0 +1,157 @@
+"""A sweep: the runs that a scaling law is fitted to, from one recipe and a few lists."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from ...errors import UserError
+from ...model import DecoderConfig
+from ..config import PretrainConfig
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Sizes, each with several amounts of text and seeds. Impossible values raise `UserError`.
+
+    A size is a number of blocks; the decoder's width grows with it, its heads stay as wide as
+    those of `base`, and its MLP and grouped keys keep their share: so depth and width keep their
+    ratio.
+    """
+
+    base: PretrainConfig = PretrainConfig()
+    """What all runs share; blocks, width, heads, steps, seed and folder are the sweep's."""
+    layers: tuple[int, ...] = (2, 3, 4, 6)
+    """The sizes, by their blocks."""
+    width_of_layer: int = 32
+    """Width for each block: a decoder of 4 is 4 times as wide."""
+    count: Literal["all", "blocks"] = "all"
+    """A run's parameters N: all, or without embeddings and head. Say the same to `scale fit`."""
+    per_parameter: tuple[float, ...] = ()
+    """Amounts of text in tokens for each parameter; every size with every one."""
+    tokens: tuple[float, ...] = ()
+    """Amounts of text in tokens; every size with every one."""
+    flops: tuple[float, ...] = ()
+    """Budgets of C = 6 N D, for iso-FLOP valleys: every size with every one."""
+    between: tuple[float, float] = (1.0, 400.0)
+    """Of `flops`, tokens for each parameter: what lies beyond is not run."""
+    seeds: int = 1
+    """Of every run, from base.seed on."""
+    smallest: int = 0
+    """Of so many sizes, the smallest, more seeds are run: the noise of a run."""
+    seeds_of_smallest: int = 3
+    """How many."""
+    most_epochs: float = 4.0
+    """How often a run may see its text: beyond it, a law would measure repetition."""
+    out: str = ""
+    """The folder of the runs; one that exists is gone on with. Empty: runs/SWEEP."""
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "per_parameter", "tokens", "flops", "between"):
+            if any(not 0 < value < math.inf for value in getattr(self, name)):
+                raise UserError(f"{name} must be positive, not {getattr(self, name)}")
+        for name in ("width_of_layer", "seeds", "seeds_of_smallest"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.smallest < 0:
+            raise UserError(f"smallest must not be negative, not {self.smallest}")
+        if not self.layers:
+            raise UserError("layers names no size: give some, for example 2 3 4 6")
+        if not (self.per_parameter or self.tokens or self.flops):
+            raise UserError("no amount of text: give per_parameter, tokens or flops")
+        if not self.most_epochs > 0:
+            raise UserError(f"most_epochs must be positive, not {self.most_epochs}")
+
+    @property
+    def stages(self) -> dict[str, PretrainConfig]:
+        """The smallest and the largest run, for `aludel info`."""
+        runs = planned(self)
+        return {f"scale run: {run.name}": run.config for run in (runs[0], runs[-1])}
+
+    def resolved(self) -> "Sweep":
+        """The same sweep with absolute paths."""
+        return dataclasses.replace(self, base=self.base.resolved())
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run of a sweep."""
+
+    name: str
+    """Of its folder."""
+    config: PretrainConfig
+    params: int
+    """N, as the sweep counts."""
+
+    @property
+    def tokens(self) -> int:
+        """D."""
+        return self.config.steps * self.config.tokens_per_step
+
+    @property
+    def flops(self) -> float:
+        """C = 6 N D."""
+        return 6.0 * self.params * self.tokens
+
+
+def sized(model: DecoderConfig, layers: int, width: int) -> DecoderConfig:
+    """The decoder with this depth and width: heads as wide as before, so more or fewer of them,
+    keys grouped and the MLP wider in the same share. `UserError` where that does not come out."""
+    dim = model.size_of_head
+    if width % dim:
+        raise UserError(
+            f"a decoder of {layers} blocks would be {width} wide, which heads of {dim} do not "
+            "divide: choose another width_of_layer, or base.model.head_dim"
+        )
+    heads = width // dim
+    kv_heads = None if model.kv_heads is None else heads * model.kv_heads // model.heads
+    mlp = None if model.mlp_width is None else round(model.mlp_width * width / model.width)
+    return dataclasses.replace(
+        model,
+        layers=layers,
+        width=width,
+        heads=heads,
+        head_dim=dim,
+        kv_heads=kv_heads,
+        mlp_width=mlp,
+    )
+
+
+def planned(sweep: Sweep) -> list[Planned]:
+    """The runs, the cheapest first, each once. The vocabulary's size must be known where
+    embeddings count."""
+    runs = {run.name: run for run in _each(sweep)}
+    return sorted(runs.values(), key=lambda run: (run.flops, run.name))
+
+
+def _each(sweep: Sweep) -> Iterator[Planned]:
+    sizes = sorted(set(sweep.layers))
+    for layers in sizes:
+        model = sized(sweep.base.model, layers, layers * sweep.width_of_layer)
+        params = model.parameters(sweep.count == "all")
+        amounts = [*sweep.tokens, *(ratio * params for ratio in sweep.per_parameter)]
+        low, high = sweep.between
+        of_flops = (flops / (6 * params) for flops in sweep.flops)
+        amounts += [tokens for tokens in of_flops if low <= tokens / params <= high]
+        seeds = sweep.seeds
+        if layers in sizes[: sweep.smallest]:
+            seeds = max(seeds, sweep.seeds_of_smallest)
+        for tokens in amounts:
+            steps = max(1, round(tokens / sweep.base.tokens_per_step))
+            for seed in range(sweep.base.seed, sweep.base.seed + seeds):
+                config = dataclasses.replace(sweep.base, model=model, steps=steps, seed=seed)
+                yield Planned(f"layers-{layers}-steps-{steps}-seed-{seed}", config, params)
+
+
+def share_of(runs: list[Planned], shard: tuple[int, int]) -> list[Planned]:
+    """Of `runs` those of machine i of n, counted from 1: of all machines the one with the least to
+    compute takes the next largest."""
+    own, machines = shard
+    load, mine = [0.0] * machines, []
+    for run in sorted(runs, key=lambda run: (-run.flops, run.name)):
+        machine = load.index(min(load))
+        load[machine] += run.flops
+        if machine == own - 1:
+            mine.append(run)
+    return mine[::-1]

@@ -1,0 +1,141 @@
+"""Making the runs of a sweep: what is missing, one after another."""
+
+import csv
+import dataclasses
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+
+from ...data import Tokenizer, TrainBatches
+from ...errors import UserError
+from ..config import FREE_TO_CHANGE, difference, to_json
+from ..corpus import Corpus, open_corpus, tokenizer_of, with_vocabulary
+from ..loop import Signals
+from ..pretrain import pretrain
+from ..records import read_json, write_json, write_text
+from ..run import SUMMARY, TOKENIZER, Run
+from .sweep import Planned, Sweep, planned, share_of
+
+SWEEP, TABLE = "sweep.json", "runs.csv"
+COLUMNS = ("run", "layers", "width", "seed", "N", "N_blocks", "D", "C", "loss", "seconds")
+
+Say = Callable[[str], None]
+
+
+def run_sweep(sweep: Sweep, shard: tuple[int, int] = (1, 1), *, say: Say) -> Path:
+    """Make the runs of a sweep that are missing, in `sweep.out`, or, of `shard` (i, n), the i-th of
+    n parts of them; returns the folder, with a table of all that are finished in runs.csv.
+
+    Runs of several shards may be made at the same time, on machines that share nothing but the
+    folder. Raises UserError for what the user can mend, StoppedError where a signal ended a run.
+    """
+    sweep = sweep.resolved()
+    folder = Path(sweep.out)
+    with Signals() as signals:
+        runs = share_of(planned(begun(sweep, say)), shard)
+        missing = [run for run in runs if not finished(folder, run)]
+        say(f"{len(runs)} runs, {len(runs) - len(missing)} of them finished")
+        for number, run in enumerate(missing, 1):
+            signals.check()
+            say(f"\n{number} of {len(missing)}: {run.name}")
+            pretrain(dataclasses.replace(run.config, out=str(folder / run.name)))
+            jax.clear_caches()  # of programs: the next run has other shapes
+            write_table(folder)
+        write_table(folder)
+    return folder
+
+
+def settled(sweep: Sweep, say: Say) -> tuple[Sweep, Tokenizer]:
+    """The sweep with the vocabulary of its tokenizer, which is that of its folder where there is
+    one. Nothing is written.
+
+    `UserError` where the folder is another sweep's, or a run would see its text too often.
+    """
+    folder = Path(sweep.out)
+    check_same(sweep, folder)
+    kept, base = folder / TOKENIZER, sweep.base
+    if kept.exists():
+        base = dataclasses.replace(base, tokenizer=str(kept))
+    tokenizer = tokenizer_of(base, None, say)
+    whole = dataclasses.replace(sweep, base=with_vocabulary(base, tokenizer))
+    check_epochs(whole, open_corpus(whole.base, tokenizer, say))
+    return whole, tokenizer
+
+
+def begun(sweep: Sweep, say: Say) -> Sweep:
+    """The settled sweep in its folder, where its tokenizer is kept: it is trained once."""
+    folder = Path(sweep.out)
+    whole, tokenizer = settled(sweep, say)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / SWEEP, to_json(sweep.base))
+    kept = folder / TOKENIZER
+    if not kept.exists():
+        tokenizer.save(kept)
+    return dataclasses.replace(whole, base=dataclasses.replace(whole.base, tokenizer=str(kept)))
+
+
+def check_same(sweep: Sweep, folder: Path) -> None:
+    """`UserError` where the runs in the folder were made from another recipe."""
+    if not (folder / SWEEP).exists():
+        return
+    found = difference(read_json(folder / SWEEP), to_json(sweep.base), FREE_TO_CHANGE)
+    if found:
+        raise UserError(f"{folder}: holds the runs of another sweep: base.{found}")
+
+
+def check_epochs(sweep: Sweep, corpus: Corpus) -> None:
+    """`UserError` where a run would see its text more often than `most_epochs`."""
+    base = sweep.base
+    batches = TrainBatches(corpus.train, corpus.weights, base.batch, base.batch_length, base.seed)
+    longest = max(planned(sweep), key=lambda run: run.config.steps)
+    epochs = max(batches.epochs(longest.config.steps))
+    if epochs > sweep.most_epochs:
+        raise UserError(
+            f"{longest.name} would see its text {epochs:.1f} times, of most_epochs = "
+            f"{sweep.most_epochs:g}: more of it would measure repetition; bring more text, or "
+            "train less"
+        )
+
+
+def finished(folder: Path, run: Planned) -> bool:
+    """Whether this run has been made to its end."""
+    found = Run(folder / run.name)
+    return (found.path / SUMMARY).exists() and found.read(SUMMARY)["steps"] >= run.config.steps
+
+
+def write_table(folder: Path) -> None:
+    """runs.csv: a line for each finished run in the folder."""
+    rows = [line_of(Run(path)) for path in sorted(folder.iterdir()) if (path / SUMMARY).exists()]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([COLUMNS, *sorted(rows, key=lambda row: (row[COLUMNS.index("C")], row[0]))])
+    write_text(folder / TABLE, text.getvalue())
+
+
+def line_of(run: Run) -> tuple:
+    """The figures of a run, as COLUMNS names them; C = 6 N D of all parameters."""
+    config, summary = run.config(), run.read(SUMMARY)
+    model, tokens = config.model, summary["tokens"]
+    params = model.parameters()
+    return (
+        *(run.path.name, model.layers, model.width, config.seed),
+        *(params, model.parameters(embeddings=False), tokens, 6 * params * tokens),
+        *(summary["val_nats_per_token"], summary["seconds"]),
+    )
+
+
+def plan_rows(runs: Sequence[Planned]) -> list[tuple[str, ...]]:
+    """A table of runs before they are made."""
+    rows = [("run", "layers", "width", "N", "D", "D/N", "C")]
+    for run in runs:
+        model = run.config.model
+        rows.append(
+            (
+                *(run.name, f"{model.layers}", f"{model.width}", f"{run.params:,}"),
+                *(f"{run.tokens:,}", f"{run.tokens / run.params:.1f}", f"{run.flops:.3g}"),
+            )
+        )
+    rows.append((f"{len(runs)} runs", *[""] * 5, f"{sum(run.flops for run in runs):.3g}"))
+    return rows
