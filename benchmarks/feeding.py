@@ -43,8 +43,8 @@ def main() -> None:
     mesh, execution = make_mesh(MeshConfig(data=len(jax.devices()))), Execution()
     place, steps = placer(mesh), args.blocks * args.steps + 2
 
-    def optimizer(_, groups):
-        return make_optimizer(OptimizerConfig(), steps, groups)
+    def optimizer(_, *about):
+        return make_optimizer(OptimizerConfig(), steps, *about)
 
     layout = make_layout(MODEL, execution, optimizer, mesh)
     step = make_step(

@@ -36,7 +36,7 @@ mesh = make_mesh()
 layout = make_layout(
     model,
     config.execution,
-    lambda _, groups: make_optimizer(config.optimizer, config.steps, groups),
+    lambda _, *about: make_optimizer(config.optimizer, config.steps, *about),
     mesh,
 )
 params = init_params(model, config.execution, jax.random.key(0), mesh)

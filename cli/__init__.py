@@ -2,7 +2,7 @@
 rest is what they share: how arguments are read, where settings come from, how a command ends.
 """
 
-from .commands import main
+from .commands import main, run
 from .environment import prepare
 
-__all__ = ["main", "prepare"]
+__all__ = ["main", "prepare", "run"]

@@ -69,7 +69,7 @@ def dispatch(argv: list[str]) -> int:
         print(USAGE)
         return 0
     if argv[0] == "--version":
-        from . import __version__
+        from .. import __version__
 
         print(__version__)
         return 0
@@ -303,16 +303,20 @@ def info(args: list[str]) -> int:
     )
     options = parser.parse(args)
     from ..train.run import find_run
+    from ..train.scaling import Sweep
+    from ..train.scaling.sweeping import describe_sweep
     from ..train.sizes import describe_config, describe_run
+
+    def describe(one: object) -> list[str]:
+        return describe_sweep(one) if isinstance(one, Sweep) else describe_config(one)
 
     if Path(options.what).expanduser().is_dir():
         lines = describe_run(find_run(options.what))
     else:
         config = find_config(options.what)
         lines = []
-        # Of a recipe all stages, of a sweep the cheapest run and the dearest.
-        for name, one in getattr(config, "stages", {"": config}).items():
-            lines += [*(["", f"aludel {name}"] if name else []), *describe_config(one)]
+        for name, one in getattr(config, "stages", {"": config}).items():  # of a recipe, all
+            lines += [*(["", f"aludel {name}"] if name else []), *describe(one)]
     print("\n".join(lines))
     return 0
 

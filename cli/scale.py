@@ -1,6 +1,5 @@
 """The command `aludel scale`: the runs of a sweep, laws fitted to runs, what they predict."""
 
-import sys
 from pathlib import Path
 
 from ..errors import UserError
@@ -45,19 +44,14 @@ def scale_run(args: list[str]) -> int:
     sweep = parse_flags(find_config(name, "scale run"), flags, f"aludel scale run {name}")
     sweep = with_out(sweep, Path("runs") / Path(name).stem)
     if dry:
-        runs = share_of(planned(settled(sweep.resolved(), say)[0]), part)
+        runs = share_of(planned(settled(sweep.resolved())[0]), part)
         print("\n".join(table(plan_rows(runs))))
         return 0
-    out = stoppable(lambda: run_sweep(sweep, part, say=say))
+    out = stoppable(lambda: run_sweep(sweep, part))
     if out is None:
         return AGAIN
     print(out)
     return 0
-
-
-def say(line: str) -> None:
-    """A line for the user."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def shard_of(text: str) -> tuple[int, int]:

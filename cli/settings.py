@@ -25,7 +25,7 @@ def find_config(name: str, stage: str | None = None):
 
 def config_of_file(path: Path, stage: str | None = None):
     """The variable `config` of a Python file."""
-    wanted = config_type(stage)
+    wanted = config_types(stage)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if not path.is_file() or spec is None or spec.loader is None:
         raise UserError(f"{path}: no such Python file")
@@ -40,23 +40,20 @@ def config_of_file(path: Path, stage: str | None = None):
         raise UserError(f"{where}: cannot be run: {type(error).__name__}: {error}") from None
     config = getattr(module, "config", None)
     if not isinstance(config, wanted):
-        raise UserError(
-            f"{path}: sets no variable `config` that is an {wanted.__module__}.{wanted.__name__}"
-        )
+        names = " or ".join(f"{kind.__module__}.{kind.__name__}" for kind in wanted)
+        raise UserError(f"{path}: sets no variable `config` that is an {names}")
     return config
 
 
-def config_type(stage: str | None) -> type:
-    """What a config of a stage is; None: of any stage of training."""
-    from ..train.config import StageConfig
+def config_types(stage: str | None) -> tuple[type, ...]:
+    """What a config of a stage may be; None: of any."""
     from ..train.run import STAGES
 
-    if stage == "scale run":
-        from ..train.scaling import Sweep
+    if stage in STAGES:
+        return (STAGES[stage],)
+    from ..rlhf.recipe import Recipe
+    from ..train.config import StageConfig
+    from ..train.scaling import Sweep
 
-        return Sweep
-    if stage == "demo":
-        from ..rlhf.recipe import Recipe
-
-        return Recipe
-    return STAGES[stage] if stage else StageConfig
+    others = {"demo": (Recipe,), "scale run": (Sweep,)}
+    return others[stage] if stage else (StageConfig, Recipe, Sweep)

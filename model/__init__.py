@@ -10,8 +10,10 @@ from .layout import from_stored, to_stored
 from .logprobs import TokenScores, token_scores
 from .outputs import Apply, head_of, make_apply, value_of
 from .parameters import (
+    Growth,
     init_params,
     param_groups,
+    param_growths,
     param_shapes,
     param_shardings,
     stored_shardings,
@@ -26,6 +28,7 @@ __all__ = [
     "Decoder",
     "DecoderConfig",
     "Execution",
+    "Growth",
     "MeshConfig",
     "Samples",
     "SamplingConfig",
@@ -45,6 +48,7 @@ __all__ = [
     "make_sampler",
     "pad_prompts",
     "param_groups",
+    "param_growths",
     "param_shapes",
     "param_shardings",
     "replicated",

@@ -1,5 +1,6 @@
 """The choice of the next token: hidden states to a token and its log-prob."""
 
+import math
 from dataclasses import dataclass
 
 import jax
@@ -31,8 +32,8 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
             raise UserError(f"max_tokens must be at least 1, not {self.max_tokens}")
-        if self.temperature < 0:
-            raise UserError(f"temperature must not be negative, not {self.temperature}")
+        if not 0 <= self.temperature < math.inf:
+            raise UserError(f"temperature must be a number from 0, not {self.temperature}")
         if self.top_k < 0:
             raise UserError(f"top_k must not be negative, not {self.top_k}")
         if not 0 <= self.top_p <= 1:

@@ -67,6 +67,13 @@ class DecoderConfig:
     """Deviation of the initial embedding and learned positions."""
     zero_init: bool = False
     """Start the output matrices of a block's halves, and an untied head, at zero."""
+    tuned_width: int | None = None
+    """Width at which learning rates and deviations were tuned: with it they carry over to this
+    width, by smaller rates and first weights where more inputs are added up (muP, Yang et al.
+    2022). Heads must stay as wide, and the head untied. None: rates and deviations as they are."""
+    tuned_layers: int | None = None
+    """Blocks at which they were tuned: the outputs of a block's halves count the less, and their
+    rates are the smaller, the more of them are added up (CompleteP: Dey et al. 2025)."""
     matching_init: bool = False
     """Start attention as what finds the tokens that followed the present one before (an induction
     head): copying is learnt early. Needs a token_shift."""
@@ -100,6 +107,15 @@ class DecoderConfig:
             raise UserError(f"model.mlp_width must be at least 1, not {self.mlp_width}")
         if self.window is not None and self.window < 1:
             raise UserError(f"model.window must be at least 1, not {self.window}")
+        for name in ("tuned_width", "tuned_layers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"model.{name} must be at least 1, not {value}")
+        if self.tuned_width is not None and self.tied:
+            raise UserError(
+                "model.tuned_width needs a head of its own: a tied one cannot have another rate "
+                "than the embedding; set model.tied to False"
+            )
         if not 0 <= self.token_shift < 16:
             raise UserError(f"model.token_shift must lie in 0 ... 15, not {self.token_shift}")
         if self.matching_init and not self.token_shift:
@@ -129,6 +145,32 @@ class DecoderConfig:
         if self.activation in GATED:
             return -(-8 * self.width // (3 * 64)) * 64
         return 4 * self.width
+
+    @property
+    def growth(self) -> float:
+        """Width, as a multiple of that at which rates were tuned."""
+        return self.width / (self.tuned_width or self.width)
+
+    @property
+    def depth_growth(self) -> float:
+        """Blocks, as a multiple of those at which rates were tuned."""
+        return self.layers / (self.tuned_layers or self.layers)
+
+    def deviation(self, fan_in: int) -> float:
+        """Of the initial weights of a block that read the residual stream."""
+        if self.init_std is None:
+            return fan_in**-0.5
+        return self.init_std * self.growth**-0.5
+
+    def output_deviation(self, fan_in: int) -> float:
+        """Of those that write to it: what they write adds up over depth (GPT-2)."""
+        tuned_layers = self.tuned_layers or self.layers
+        return self.deviation(fan_in) / (2 * tuned_layers) ** 0.5 / self.depth_growth
+
+    def head_deviation(self) -> float:
+        """Of the initial weights of an untied head."""
+        tuned_width = self.tuned_width or self.width
+        return (self.init_std or tuned_width**-0.5) / self.growth
 
     def with_vocab(self, vocab_size: int) -> "DecoderConfig":
         """The same decoder with this vocabulary."""

@@ -143,7 +143,7 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Array, context: Context, cache: LayerCache | None):
         c = self.config
-        dim, init = c.size_of_head, _normal(c.init_std or c.width**-0.5)
+        dim, init = c.size_of_head, _normal(c.deviation(c.width))
         parts = (
             ("query", c.heads, "heads"),
             ("key", c.number_of_kv_heads, "kv_heads"),
@@ -209,7 +209,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         c, project = self.config, self.kernels.project
-        init = _normal(c.init_std or c.width**-0.5)
+        init = _normal(c.deviation(c.width))
         weights = [
             Linear(c.size_of_mlp, ("embed", "mlp"), c.bias, init, name=name)(c.width)
             for name in ("up", "gate")[: 1 + (c.activation in GATED)]
@@ -226,7 +226,7 @@ def _output_init(c: DecoderConfig, fan_in: int) -> nn.initializers.Initializer:
     """Outputs of a block's halves add up over depth: smaller from the start (GPT-2), or zero."""
     if c.zero_init:
         return nn.initializers.zeros_init()
-    return _normal((c.init_std or fan_in**-0.5) / (2 * c.layers) ** 0.5)
+    return _normal(c.output_deviation(fan_in))
 
 
 class Block(nn.Module):
@@ -332,8 +332,7 @@ class Decoder(nn.Module):
 
         x = norm_of(c, kernels, "final_norm")(x)
         if not c.tied:  # made here, used by `logprobs`
-            normal = _normal(c.init_std or c.width**-0.5)
-            init = nn.initializers.zeros_init() if c.zero_init else normal
+            init = nn.initializers.zeros_init() if c.zero_init else _normal(c.head_deviation())
             Table(c.vocab_size, c.width, ("vocab", "embed"), init, "kernel", name="head")()
         if c.scalar_head:  # made here, used by `outputs`
             ScalarHead(c.width, name="scalar_head")()

@@ -66,8 +66,9 @@ def prefill(
     """
     count, width = prompts.shape
     cache = make_cache(decoder.config, decoder.execution, count, slots, sampling.lookup)
-    # Rows over a mesh would be gathered for it: there every token passes the last block.
-    last = (jnp.arange(count)[:, None] + 1) * width - 1 if decoder.mesh is None else None
+    # Rows over several devices would be gathered for it: there every token passes the last block.
+    alone = decoder.mesh is None or decoder.mesh.size == 1
+    last = (jnp.arange(count)[:, None] + 1) * width - 1 if alone else None
     hidden, cache = decoder.apply(
         {"params": params},
         prompts,

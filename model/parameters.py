@@ -1,6 +1,7 @@
 """Making parameters, and what is known of each: its shape, its sharding and its group."""
 
 import functools
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -72,6 +73,29 @@ def param_shardings(config: DecoderConfig, execution: Execution, mesh: Mesh) -> 
     out = {name: value for name, value in stored.items() if name != "blocks"}
     block = jax.tree.map(unstacked, stored["blocks"])
     return {**out, **{f"blocks_{layer}": block for layer in range(config.layers)}}
+
+
+@dataclass(frozen=True)
+class Growth:
+    """By how much a parameter's surroundings have grown since learning rates were tuned."""
+
+    width: float = 1.0
+    """The inputs that it is one of."""
+    depth: float = 1.0
+    """The outputs of halves of blocks, of which it makes one, that are added up."""
+
+
+def param_growths(config: DecoderConfig, execution: Execution = DEFAULT) -> dict:
+    """The growth of each parameter, as `config.tuned_width` and `config.tuned_layers` have it."""
+
+    def growth(path, _) -> Growth:
+        names = [entry.key for entry in path]
+        inside, head = names[0].startswith("blocks"), names[0] in ("head", "scalar_head")
+        wide = names[-1] == "kernel" and (inside or head)
+        writes = inside and names[-2] in ("output", "down")
+        return Growth(config.growth if wide else 1.0, config.depth_growth if writes else 1.0)
+
+    return jax.tree_util.tree_map_with_path(growth, param_shapes(config, execution))
 
 
 def param_groups(config: DecoderConfig, execution: Execution = DEFAULT) -> dict:

@@ -49,7 +49,6 @@ def make_generator(
     """
     execution = for_decoding(execution, config.dtype, mesh)
     decoder = Decoder(config, execution, mesh)
-    group = max(1, rows // SHARE)
     prepare, ready = weights_for(execution.decoding, config.dtype)
 
     @partial(jax.jit, donate_argnums=(1, 2))
@@ -100,6 +99,7 @@ def make_generator(
         given = jnp.float32(temperature_of(sampling, temperature))
         params = prepare(params)
         count = min(rows, len(prompts))
+        group = max(1, count // SHARE)
         slots = width + sampling.max_tokens - 1 + sampling.lookup
         state = (
             _idle(count, width, sampling.max_tokens),

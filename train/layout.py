@@ -15,6 +15,7 @@ from ..model import (
     Execution,
     from_stored,
     param_groups,
+    param_growths,
     param_shapes,
     param_shardings,
     replicated,
@@ -26,7 +27,7 @@ from .guard import init_guard
 from .step import TrainState, state_shardings
 
 STORED = Execution(scan=True)
-MakeOptimizer = Callable[[str, Any], optax.GradientTransformation]
+MakeOptimizer = Callable[[str, Any, Any], optax.GradientTransformation]
 Networks = DecoderConfig | Mapping[str, DecoderConfig]
 
 
@@ -56,7 +57,8 @@ def make_layout(
 ) -> Layout:
     """The layout of a state: of one decoder's parameters, or of several under their names.
 
-    make_optimizer: from the name of a decoder ("" of a single one) and its parameters' groups.
+    make_optimizer: from the name of a decoder ("" of a single one), its parameters' groups and
+    their growths.
     averages: of several decoders those that are moving averages: of which, with what decay.
     extra: the names of the numbers in it that a stage steers by.
     """
@@ -109,12 +111,13 @@ def _placed(
 ) -> tuple[optax.GradientTransformation, TrainState, TrainState]:
     """(optimizer, shapes of the state, its shardings) as `execution` holds it."""
     if isinstance(networks, DecoderConfig):
-        optimizer = make_optimizer("", param_groups(networks, execution))
+        about = param_groups(networks, execution), param_growths(networks, execution)
+        optimizer = make_optimizer("", *about)
         state = _abstract(networks, execution, optimizer)
         return optimizer, state, state_shardings(optimizer, state.params, places_of(networks))
     each = {
         name: _placed(
-            config, execution, lambda _, groups, n=name: make_optimizer(n, groups), places_of
+            config, execution, lambda _, *about, n=name: make_optimizer(n, *about), places_of
         )
         for name, config in networks.items()
     }

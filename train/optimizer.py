@@ -10,6 +10,7 @@ import optax
 from jax import Array
 
 from ..errors import UserError
+from ..model import Growth
 from .muon import scale_by_muon
 from .schedule import ScheduleName, make_schedule
 
@@ -96,23 +97,53 @@ class RateState(NamedTuple):
 
 
 def make_optimizer(
-    config: OptimizerConfig, steps: int, groups: Any
+    config: OptimizerConfig, steps: int, groups: Any, growths: Any = None
 ) -> optax.GradientTransformation:
     """Clip by the global norm, precondition, decay, and scale by each group's learning rate.
 
-    steps: updates in the whole run, for the schedule. groups: the parameters' tree with the name
-    of its group in each leaf. The update of a matrix under Muon is the orthogonalised momentum
-    times sqrt(max(1, out / in)), Keller Jordan's scaling and optax's default, so that rates carry
-    over from modded-nanogpt: about .01 to .02, with Adam's .02 for the embedding and .004 for the
-    head. Stacked matrices [layers, in, out] and separate ones are given the same update.
+    steps: updates in the whole run, for the schedule. groups: the parameters' tree with the
+    name of its group in each leaf. growths: the same with its `Growth`; None: nothing has
+    grown. The update of a matrix under Muon is the orthogonalised momentum times sqrt(max(1,
+    out / in)), Keller Jordan's scaling and optax's default, so that rates carry over from
+    modded-nanogpt: about .01 to .02, with Adam's .02 for the embedding and .004 for the head.
+    Stacked matrices [layers, in, out] and separate ones are given the same update.
     """
     links = [optax.clip_by_global_norm(config.clip)] if config.clip else []
     links.append(_precondition(config, groups))
+    if growths is None:
+        growths = jax.tree.map(lambda group: Growth(), groups)
+    shares = jax.tree.map(lambda *about: _share(config, *about), groups, growths)
     if config.weight_decay:
-        decays = jax.tree.map(lambda group: group in config.decay_groups, groups)
-        links.append(optax.add_decayed_weights(config.weight_decay, decays))
-    links.append(_scale_by_rates(config, steps, groups))
+        links.append(_decay(config, groups, shares))
+    links.append(_scale_by_rates(config, steps, groups, shares))
     return optax.chain(*links)
+
+
+def _share(config: OptimizerConfig, group: Group, growth: Growth) -> float:
+    """Of its group's learning rate, what a parameter has.
+
+    Adam moves each weight by as much whatever the gradient, so that with more inputs an output
+    moves by more (Yang et al. 2022, table 8); Muon's update has the same norm at any width. Both
+    move each output of a block by as much, of which there are more (Dey et al. 2025).
+    """
+    adam = config.name == "adamw" or group != "matrix"
+    return 1.0 / (growth.depth * (growth.width if adam else 1.0))
+
+
+def _decay(config: OptimizerConfig, groups: Any, shares: Any) -> optax.GradientTransformation:
+    """Decoupled weight decay: as much of a weight at any size, whatever its share of the rate."""
+    decays = jax.tree.map(lambda group: group in config.decay_groups, groups)
+    of_decaying = jax.tree.map(
+        lambda share, decays: share if decays else optax.MaskedNode(), shares, decays
+    )
+
+    def decayed(update: Array, weight: Array, share: float) -> Array:
+        return update + config.weight_decay / share * weight
+
+    def update(updates: Any, params: Any) -> Any:
+        return jax.tree.map(decayed, updates, params, of_decaying)
+
+    return optax.masked(optax.stateless(update), decays)
 
 
 def _precondition(config: OptimizerConfig, groups: Any) -> optax.GradientTransformation:
@@ -125,9 +156,9 @@ def _precondition(config: OptimizerConfig, groups: Any) -> optax.GradientTransfo
 
 
 def _scale_by_rates(
-    config: OptimizerConfig, steps: int, groups: Any
+    config: OptimizerConfig, steps: int, groups: Any, shares: Any
 ) -> optax.GradientTransformation:
-    """Updates times minus the learning rate of their group."""
+    """Updates times minus their share of the learning rate of their group."""
     schedule = make_schedule(config.schedule, steps, config.warmup, config.final, config.cooldown)
 
     def init(params: Any) -> RateState:
@@ -138,7 +169,11 @@ def _scale_by_rates(
     def update(updates: Any, state: RateState, params: Any = None):
         del params
         factor = schedule(state.count)
-        updates = jax.tree.map(lambda u, group: u * (-config.rate(group) * factor), updates, groups)
+
+        def scaled(u: Array, group: Group, share: float) -> Array:
+            return u * (-config.rate(group) * share * factor)
+
+        updates = jax.tree.map(scaled, updates, groups, shares)
         rate = jnp.float32(config.learning_rate) * factor
         return updates, RateState(optax.safe_increment(state.count), rate)
 

@@ -5,6 +5,8 @@ import errno
 import json
 import math
 import os
+import re
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -33,14 +35,20 @@ class writing:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file by a new one, atomically."""
-    temporary = path.with_name(f".{path.name}.new")
+    """Replace a file by a new one, atomically, whoever else does."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
     with writing(path):
         with open(temporary, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+
+
+def final_name(name: str) -> str:
+    """Of a file that `write_text` left unfinished the name that it was to get; else its own."""
+    found = re.fullmatch(r"\.(.+?)(\.[0-9a-f]{8})?\.new", name)
+    return found[1] if found else name
 
 
 def write_json(path: Path, value: Any) -> None:

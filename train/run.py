@@ -25,7 +25,7 @@ from .config import (
     to_json,
 )
 from .hardware import machine
-from .records import Lines, read_json, write_json, writing
+from .records import Lines, final_name, read_json, write_json, writing
 
 CONFIG, TOKENIZER, PROVENANCE = "config.json", "tokenizer.json", "provenance.json"
 TEMPLATE = "chat_template.jinja"
@@ -110,11 +110,11 @@ def find_run(path: str | Path) -> Run:
 def open_folder(path: str | Path) -> Run:
     """A folder for a new run, or that of a run to be resumed. `UserError` for any other."""
     run = Run(Path(path).expanduser().absolute())
-    ours = {TOKENIZER, PROVENANCE, METRICS, SAMPLES}
+    ours = {CONFIG, TOKENIZER, PROVENANCE, METRICS, SAMPLES}
     if run.path.exists() and not run.path.is_dir():
         raise UserError(f"{run.path}: is a file; name another folder with --out")
     if run.path.is_dir() and not run.exists:
-        strange = [p.name for p in run.path.iterdir() if p.name.lstrip(".") not in _with_new(ours)]
+        strange = [p.name for p in run.path.iterdir() if final_name(p.name) not in ours]
         if strange:
             raise UserError(
                 f"{run.path}: holds {strange[0]!r} and no run; name another folder with --out"
@@ -122,11 +122,6 @@ def open_folder(path: str | Path) -> Run:
     with writing(run.path):
         run.path.mkdir(parents=True, exist_ok=True)
     return run
-
-
-def _with_new(names: set[str]) -> set[str]:
-    names = names | {CONFIG}
-    return names | {f"{name}.new" for name in names}
 
 
 def check_same(run: Run, stage: str, config: Any) -> None:

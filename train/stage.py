@@ -160,7 +160,7 @@ def _run(stage: Stage, config: Any, signals: Signals) -> Path:
     layout = make_layout(
         config.networks,
         config.execution,
-        lambda network, groups: make_optimizer(*config.optimizer_of(network), groups),
+        lambda network, *about: make_optimizer(*config.optimizer_of(network), *about),
         mesh,
         config.averages,
         config.extra,

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from aludel.cli.commands import run
+from aludel.cli import run
+from aludel.configs import named
 from aludel.errors import UserError
 from aludel.model import DecoderConfig
 from aludel.train.config import PretrainConfig
@@ -27,6 +28,10 @@ def test_a_size_keeps_its_shares():
     assert (found.kv_heads, found.mlp_width, found.size_of_head) == (3, 144, 8)
     with pytest.raises(UserError, match="heads of 8 do not divide"):
         sized(model, 3, 60)
+    with pytest.raises(UserError, match="4 do not share keys"):
+        sized(model, 3, 80)
+    with pytest.raises(UserError, match="no size meets a budget"):
+        planned(Sweep(BASE, layers=(1, 2), width_of_layer=8, flops=(1e3,)))
 
 
 def test_every_size_with_every_amount_the_cheapest_first():
@@ -67,6 +72,30 @@ def test_seeds_and_those_of_the_smallest():
     assert len(planned(twice)) == 3
 
 
+def test_one_run_more_to_be_predicted():
+    sweep = Sweep(
+        BASE, layers=(1, 2), width_of_layer=8, tokens=(640,), held_out_layers=3, held_out_flops=1e10
+    )
+    *_, last = planned(sweep)
+    assert len(planned(sweep)) == 3 and last.config.model.layers == 3
+    assert last.flops == pytest.approx(1e10, rel=0.02)
+
+
+def test_the_ladder_determines_its_laws():
+    """Four sizes at each of three budgets, and a run of 8 times the compute of any other."""
+    sweep = named("ladder")
+    model = sweep.base.model.with_vocab(2048)
+    sweep = dataclasses.replace(sweep, base=dataclasses.replace(sweep.base, model=model))
+    *fitted, held_out = planned(sweep)
+    assert len(fitted) >= 20 and held_out.flops >= 8 * fitted[-1].flops
+    for flops in sweep.flops:
+        near = [run_ for run_ in fitted if abs(run_.flops / flops - 1) < 0.01]
+        assert len({run_.config.model.layers for run_ in near}) >= 4
+    blocks = [run_.config.model.parameters(embeddings=False) for run_ in fitted]
+    assert len(set(blocks)) >= 6 and max(blocks) >= 30 * min(blocks)
+    assert sum(run_.flops for run_ in fitted) + held_out.flops < 5e14
+
+
 @pytest.mark.parametrize("machines", [1, 2, 3, 20])
 def test_shards_are_a_partition(machines):
     found = planned(Sweep(BASE, layers=(1, 2, 3), width_of_layer=8, per_parameter=(1, 2, 3)))
@@ -89,6 +118,8 @@ def test_shards_are_a_partition(machines):
         ({"flops": (float("inf"),)}, "flops must be positive"),
         ({"seeds": 0}, "seeds must be at least 1"),
         ({"most_epochs": 0.0}, "most_epochs must be positive"),
+        ({"between": (5.0, 1.0)}, "from less to more"),
+        ({"held_out_layers": 3}, "belong together"),
     ],
 )
 def test_impossible_sweeps(fields, said):
@@ -97,7 +128,6 @@ def test_impossible_sweeps(fields, said):
 
 
 SWEEP = """\
-from aludel.configs import named
 from aludel.model import DecoderConfig
 from aludel.train.config import PretrainConfig
 from aludel.train.scaling import Sweep
@@ -155,6 +185,7 @@ def undisturbed(sweep, tmp_path_factory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_killed_and_run_again_nothing_is_done_twice_and_nothing_is_missing(
     sweep, undisturbed, tmp_path
 ):
@@ -215,6 +246,7 @@ def test_a_folder_belongs_to_one_sweep(sweep, undisturbed, capfd):
         (["--most-epochs", "0.1"], "would see its text"),
         (["--tokens", "x"], "tokens"),
         (["--width-of-layer", "7"], "heads of 8 do not divide"),
+        (["--flops", "1000", "--tokens"], "no size meets a budget"),
     ],
 )
 def test_mistakes_are_one_line(sweep, tmp_path, capfd, flags, said):
@@ -222,6 +254,22 @@ def test_mistakes_are_one_line(sweep, tmp_path, capfd, flags, said):
     err = capfd.readouterr().err.strip().splitlines()
     assert said in err[-1] and sum(line.startswith("aludel:") for line in err) == 1
     assert not (tmp_path / "runs").exists()
+
+
+def test_another_width_is_another_run(sweep, undisturbed, capfd):
+    flags = ["--out", str(undisturbed), "--width-of-layer", "16", "--dry-run"]
+    assert run(["scale", "run", str(sweep), *flags]) == 0
+    assert not set(capfd.readouterr().out.split()) & {path.name for path in undisturbed.iterdir()}
+
+
+def test_a_folder_of_something_else_is_refused(sweep, undisturbed, capfd):
+    assert run(["scale", "run", str(sweep), "--out", str(next(undisturbed.glob("layers-*")))]) == 2
+    assert "and no sweep; name another" in capfd.readouterr().err
+
+
+def test_info_lists_the_runs_of_a_sweep(sweep, capfd):
+    assert run(["info", str(sweep)]) == 0
+    assert capfd.readouterr().out.splitlines()[-1].startswith("4 runs")
 
 
 def test_a_dry_run_lists_the_runs(sweep, tmp_path, capfd):

@@ -8,7 +8,7 @@ from typing import Literal
 
 from ...errors import UserError
 from ...model import DecoderConfig
-from ..config import PretrainConfig
+from ..config import PretrainConfig, absolute
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,10 @@ class Sweep:
     """Budgets of C = 6 N D, for iso-FLOP valleys: every size with every one."""
     between: tuple[float, float] = (1.0, 400.0)
     """Of `flops`, tokens for each parameter: what lies beyond is not run."""
+    held_out_layers: int = 0
+    """A size for one run more, to be predicted (`scale fit --hold-out`); 0: none."""
+    held_out_flops: float = 0.0
+    """Its compute."""
     seeds: int = 1
     """Of every run, from base.seed on."""
     smallest: int = 0
@@ -60,18 +64,17 @@ class Sweep:
             raise UserError("layers names no size: give some, for example 2 3 4 6")
         if not (self.per_parameter or self.tokens or self.flops):
             raise UserError("no amount of text: give per_parameter, tokens or flops")
+        if self.held_out_layers < 0 or (self.held_out_layers > 0) != (self.held_out_flops > 0):
+            raise UserError("held_out_layers and held_out_flops belong together: name both")
+        if self.between[0] > self.between[1]:
+            raise UserError(f"between must go from less to more, not {self.between}")
         if not self.most_epochs > 0:
             raise UserError(f"most_epochs must be positive, not {self.most_epochs}")
 
-    @property
-    def stages(self) -> dict[str, PretrainConfig]:
-        """The smallest and the largest run, for `aludel info`."""
-        runs = planned(self)
-        return {f"scale run: {run.name}": run.config for run in (runs[0], runs[-1])}
-
     def resolved(self) -> "Sweep":
         """The same sweep with absolute paths."""
-        return dataclasses.replace(self, base=self.base.resolved())
+        out = self.out and absolute(self.out)
+        return dataclasses.replace(self, base=self.base.resolved(), out=out)
 
 
 @dataclass(frozen=True)
@@ -104,8 +107,14 @@ def sized(model: DecoderConfig, layers: int, width: int) -> DecoderConfig:
             f"a decoder of {layers} blocks would be {width} wide, which heads of {dim} do not "
             "divide: choose another width_of_layer, or base.model.head_dim"
         )
-    heads = width // dim
-    kv_heads = None if model.kv_heads is None else heads * model.kv_heads // model.heads
+    heads, kv_heads = width // dim, None
+    if model.kv_heads is not None:
+        kv_heads, rest = divmod(heads * model.kv_heads, model.heads)
+        if rest:
+            raise UserError(
+                f"of the {heads} heads of a decoder {width} wide, {model.heads // model.kv_heads} "
+                "do not share keys: choose another width_of_layer, or base.model.kv_heads"
+            )
     mlp = None if model.mlp_width is None else round(model.mlp_width * width / model.width)
     return dataclasses.replace(
         model,
@@ -120,28 +129,48 @@ def sized(model: DecoderConfig, layers: int, width: int) -> DecoderConfig:
 
 def planned(sweep: Sweep) -> list[Planned]:
     """The runs, the cheapest first, each once. The vocabulary's size must be known where
-    embeddings count."""
+    embeddings count. `UserError` where there is none."""
     runs = {run.name: run for run in _each(sweep)}
+    if not runs:
+        low, high = sweep.between
+        raise UserError(
+            f"no size meets a budget of flops with {low:g} to {high:g} tokens for each parameter "
+            "(between): choose others"
+        )
     return sorted(runs.values(), key=lambda run: (run.flops, run.name))
 
 
 def _each(sweep: Sweep) -> Iterator[Planned]:
+    low, high = sweep.between
     sizes = sorted(set(sweep.layers))
     for layers in sizes:
-        model = sized(sweep.base.model, layers, layers * sweep.width_of_layer)
-        params = model.parameters(sweep.count == "all")
-        amounts = [*sweep.tokens, *(ratio * params for ratio in sweep.per_parameter)]
-        low, high = sweep.between
-        of_flops = (flops / (6 * params) for flops in sweep.flops)
-        amounts += [tokens for tokens in of_flops if low <= tokens / params <= high]
         seeds = sweep.seeds
         if layers in sizes[: sweep.smallest]:
             seeds = max(seeds, sweep.seeds_of_smallest)
+        model, params = _size(sweep, layers)
+        amounts = [*sweep.tokens, *(ratio * params for ratio in sweep.per_parameter)]
+        of_flops = (flops / (6 * params) for flops in sweep.flops)
+        amounts += [tokens for tokens in of_flops if low <= tokens / params <= high]
         for tokens in amounts:
-            steps = max(1, round(tokens / sweep.base.tokens_per_step))
-            for seed in range(sweep.base.seed, sweep.base.seed + seeds):
-                config = dataclasses.replace(sweep.base, model=model, steps=steps, seed=seed)
-                yield Planned(f"layers-{layers}-steps-{steps}-seed-{seed}", config, params)
+            for seed in range(seeds):
+                yield _run(sweep, model, params, tokens, seed)
+    if sweep.held_out_layers:
+        model, params = _size(sweep, sweep.held_out_layers)
+        yield _run(sweep, model, params, sweep.held_out_flops / (6 * params), 0)
+
+
+def _size(sweep: Sweep, layers: int) -> tuple[DecoderConfig, int]:
+    """(the decoder with so many blocks, its N)."""
+    model = sized(sweep.base.model, layers, layers * sweep.width_of_layer)
+    return model, model.parameters(sweep.count == "all")
+
+
+def _run(sweep: Sweep, model: DecoderConfig, params: int, tokens: float, seed: int) -> Planned:
+    base = sweep.base
+    steps, seed = max(1, round(tokens / base.tokens_per_step)), base.seed + seed
+    name = f"layers-{model.layers}-width-{model.width}-steps-{steps}-seed-{seed}"
+    config = dataclasses.replace(base, model=model, steps=steps, seed=seed)
+    return Planned(name, config, params)
 
 
 def share_of(runs: list[Planned], shard: tuple[int, int]) -> list[Planned]:

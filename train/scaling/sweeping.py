@@ -10,12 +10,14 @@ import jax
 
 from ...data import Tokenizer, TrainBatches
 from ...errors import UserError
-from ..config import FREE_TO_CHANGE, difference, to_json
+from ..config import FREE_TO_CHANGE, PretrainConfig, difference, from_json, to_json
 from ..corpus import Corpus, open_corpus, tokenizer_of, with_vocabulary
 from ..loop import Signals
-from ..pretrain import pretrain
-from ..records import read_json, write_json, write_text
-from ..run import SUMMARY, TOKENIZER, Run
+from ..pretrain import PRETRAIN
+from ..records import final_name, read_json, write_json, write_text
+from ..run import REPORT, SUMMARY, TOKENIZER, Run, note
+from ..sizes import table, with_expected_model
+from ..stage import run_stage
 from .sweep import Planned, Sweep, planned, share_of
 
 SWEEP, TABLE = "sweep.json", "runs.csv"
@@ -24,7 +26,7 @@ COLUMNS = ("run", "layers", "width", "seed", "N", "N_blocks", "D", "C", "loss", 
 Say = Callable[[str], None]
 
 
-def run_sweep(sweep: Sweep, shard: tuple[int, int] = (1, 1), *, say: Say) -> Path:
+def run_sweep(sweep: Sweep, shard: tuple[int, int] = (1, 1), *, say: Say = note) -> Path:
     """Make the runs of a sweep that are missing, in `sweep.out`, or, of `shard` (i, n), the i-th of
     n parts of them; returns the folder, with a table of all that are finished in runs.csv.
 
@@ -34,53 +36,56 @@ def run_sweep(sweep: Sweep, shard: tuple[int, int] = (1, 1), *, say: Say) -> Pat
     sweep = sweep.resolved()
     folder = Path(sweep.out)
     with Signals() as signals:
-        runs = share_of(planned(begun(sweep, say)), shard)
+        whole, tokenizer = settled(sweep, say)
+        begin(sweep, tokenizer)
+        runs = share_of(planned(whole), shard)
         missing = [run for run in runs if not finished(folder, run)]
         say(f"{len(runs)} runs, {len(runs) - len(missing)} of them finished")
+        stage = dataclasses.replace(PRETRAIN, settle=lambda config, *_: (config, tokenizer))
         for number, run in enumerate(missing, 1):
             signals.check()
             say(f"\n{number} of {len(missing)}: {run.name}")
-            pretrain(dataclasses.replace(run.config, out=str(folder / run.name)))
+            run_stage(stage, dataclasses.replace(run.config, out=str(folder / run.name)))
             jax.clear_caches()  # of programs: the next run has other shapes
             write_table(folder)
         write_table(folder)
     return folder
 
 
-def settled(sweep: Sweep, say: Say) -> tuple[Sweep, Tokenizer]:
+def settled(sweep: Sweep, say: Say = note) -> tuple[Sweep, Tokenizer]:
     """The sweep with the vocabulary of its tokenizer, which is that of its folder where there is
     one. Nothing is written.
 
     `UserError` where the folder is another sweep's, or a run would see its text too often.
     """
     folder = Path(sweep.out)
-    check_same(sweep, folder)
-    kept, base = folder / TOKENIZER, sweep.base
-    if kept.exists():
-        base = dataclasses.replace(base, tokenizer=str(kept))
-    tokenizer = tokenizer_of(base, None, say)
-    whole = dataclasses.replace(sweep, base=with_vocabulary(base, tokenizer))
+    check_folder(sweep, folder)
+    kept = folder / TOKENIZER
+    tokenizer = Tokenizer.load(kept) if kept.exists() else tokenizer_of(sweep.base, None, say)
+    whole = dataclasses.replace(sweep, base=with_vocabulary(sweep.base, tokenizer))
     check_epochs(whole, open_corpus(whole.base, tokenizer, say))
     return whole, tokenizer
 
 
-def begun(sweep: Sweep, say: Say) -> Sweep:
-    """The settled sweep in its folder, where its tokenizer is kept: it is trained once."""
+def begin(sweep: Sweep, tokenizer: Tokenizer) -> None:
+    """The folder of a sweep, which keeps its recipe and the tokenizer: it is trained once."""
     folder = Path(sweep.out)
-    whole, tokenizer = settled(sweep, say)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / SWEEP, to_json(sweep.base))
-    kept = folder / TOKENIZER
-    if not kept.exists():
-        tokenizer.save(kept)
-    return dataclasses.replace(whole, base=dataclasses.replace(whole.base, tokenizer=str(kept)))
-
-
-def check_same(sweep: Sweep, folder: Path) -> None:
-    """`UserError` where the runs in the folder were made from another recipe."""
     if not (folder / SWEEP).exists():
+        write_json(folder / SWEEP, to_json(sweep.base))
+    if not (folder / TOKENIZER).exists():
+        write_text(folder / TOKENIZER, tokenizer.to_json())
+
+
+def check_folder(sweep: Sweep, folder: Path) -> None:
+    """`UserError` where the folder holds something else, or runs made from another recipe."""
+    if not (folder / SWEEP).exists():
+        strange = [path.name for path in folder.glob("*") if final_name(path.name) != SWEEP]
+        if strange:
+            raise UserError(f"{folder}: holds {strange[0]!r} and no sweep; name another with --out")
         return
-    found = difference(read_json(folder / SWEEP), to_json(sweep.base), FREE_TO_CHANGE)
+    kept = from_json(PretrainConfig, read_json(folder / SWEEP), str(folder / SWEEP))
+    found = difference(to_json(kept), to_json(sweep.base), FREE_TO_CHANGE)
     if found:
         raise UserError(f"{folder}: holds the runs of another sweep: base.{found}")
 
@@ -100,18 +105,20 @@ def check_epochs(sweep: Sweep, corpus: Corpus) -> None:
 
 
 def finished(folder: Path, run: Planned) -> bool:
-    """Whether this run has been made to its end."""
-    found = Run(folder / run.name)
-    return (found.path / SUMMARY).exists() and found.read(SUMMARY)["steps"] >= run.config.steps
+    """Whether this run has been made to its end, its report with it."""
+    return (folder / run.name / REPORT).exists() and (folder / run.name / SUMMARY).exists()
 
 
 def write_table(folder: Path) -> None:
-    """runs.csv: a line for each finished run in the folder."""
-    rows = [line_of(Run(path)) for path in sorted(folder.iterdir()) if (path / SUMMARY).exists()]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([COLUMNS, *sorted(rows, key=lambda row: (row[COLUMNS.index("C")], row[0]))])
-    write_text(folder / TABLE, text.getvalue())
+    """runs.csv: a line for each finished run in the folder, those of other shards among them."""
+    written: list[Path] = []
+    while (found := sorted(path.parent for path in folder.glob(f"*/{SUMMARY}"))) != written:
+        rows = [line_of(Run(path)) for path in found]
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerows([COLUMNS, *sorted(rows, key=lambda row: (row[COLUMNS.index("C")], row))])
+        write_text(folder / TABLE, text.getvalue())
+        written = found  # one that was finished meanwhile may have been written over
 
 
 def line_of(run: Run) -> tuple:
@@ -124,6 +131,12 @@ def line_of(run: Run) -> tuple:
         *(params, model.parameters(embeddings=False), tokens, 6 * params * tokens),
         *(summary["val_nats_per_token"], summary["seconds"]),
     )
+
+
+def describe_sweep(sweep: Sweep) -> list[str]:
+    """`aludel info SWEEP`: its runs, the vocabulary as large as the tokenizer may have it."""
+    whole = dataclasses.replace(sweep, base=with_expected_model(sweep.base))
+    return table(plan_rows(planned(whole)))
 
 
 def plan_rows(runs: Sequence[Planned]) -> list[tuple[str, ...]]:
