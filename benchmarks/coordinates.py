@@ -4,7 +4,7 @@ By AdamW and by Muon, on a decoder of the ladder's kind: the root mean square of
 attention and MLP write, of the residual stream and of the logits after four steps, and the exponent
 with which it grows with width. Where learning rates carry over (`tuned_width`) it is near 0.
 
-    python benchmarks/coordinates.py [--widths 64 128 256 512 1024] [--out FILE.json] [--picture FILE]
+    python benchmarks/coordinates.py [--widths 64 ... 1024] [--out FILE.json] [--picture FILE]
 """
 
 import argparse
