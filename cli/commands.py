@@ -28,6 +28,7 @@ usage: aludel COMMAND ...
   sample RUN --prompt TEXT   let a run write
   chat RUN                   talk with it
   eval RUN --data SOURCE     nats per token, perplexity, bits per byte
+  probe RUN                  what a run can do: copying, sums, brackets, code, your own questions
   info CONFIG|RUN            shapes, parameters, FLOPs, memory
   data build|info|check      token stores: make them, describe one, verify its checksums
   scale run|fit|predict      ladders of runs, their scaling laws, what a larger one will reach
@@ -293,6 +294,45 @@ def evaluate(args: list[str]) -> int:
     return 0
 
 
+def probe(args: list[str]) -> int:
+    """What a run can do."""
+    parser = Parser(
+        "aludel probe",
+        description="What a run can do: the share of right answers to exercises that no corpus "
+        "holds, and the log-prob of the right answer, with 95% intervals.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", help="the run folder")
+    parser.add_argument("--kind", action="append", default=[], help="of exercises; may be repeated")
+    parser.add_argument(
+        "--shots", type=int, nargs="+", default=[0, 3], help="examples before a question (0 3)"
+    )
+    parser.add_argument("--questions", type=int, default=200, help="of each kind, at most (200)")
+    parser.add_argument("--file", help="your own: a line of JSON with prompt and answer for each")
+    parser.add_argument(
+        "--run-code", action="store_true", help="judge code by running it, in a jail (Linux)"
+    )
+    parser.add_argument("--checkpoint", default="newest", help="newest, best or a step (newest)")
+    parser.add_argument("--out", help="where the figures go as JSON (RUN/probes.json)")
+    options = parser.parse(args)
+    from ..train.probes.probing import probe, table_of
+    from ..train.sizes import table
+
+    keep_memory()
+    found = probe(
+        options.run,
+        kinds=options.kind,
+        shots=options.shots,
+        count=options.questions,
+        file=options.file,
+        checkpoint=options.checkpoint,
+        run_code=options.run_code,
+        out=options.out,
+    )
+    print("\n".join(table(table_of(found))))
+    return 0
+
+
 def info(args: list[str]) -> int:
     """What a config or a run amounts to."""
     parser = Parser(
@@ -331,9 +371,10 @@ COMMANDS = {
     "chat": chat,
     "eval": evaluate,
     "info": info,
+    "probe": probe,
     "data": data,
     "scale": scale,
 }
 
 
-COMPUTING = ("demo", "pretrain", "sft", "reward", "ppo", "sample", "chat", "eval", "scale")
+COMPUTING = ("demo", "pretrain", "sft", "reward", "ppo", "sample", "chat", "eval", "probe", "scale")

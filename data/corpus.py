@@ -1,4 +1,5 @@
-"""The corpora that every machine has: TFDS builders over the Python library (`python_library.py`).
+"""The corpora that every machine has: TFDS builders over the Python library (`python_library.py`)
+and over exercises (`exercises.py`).
 
 `load_corpus(name, cache)` builds once (array_record, no TensorFlow: seconds) and opens after that.
 A build is keyed by the interpreter and, for `python-packages`, by what is installed. It is written
@@ -22,11 +23,13 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from ..errors import UserError
+from .exercises import exercise_documents
 from .python_library import Document, Dropped, Roots, documents, roots_of_this_python
 
 CORPORA: dict[str, str] = {
     "python": "Python's standard library: source, docstrings, language reference (13 MB)",
     "python-packages": "the same and the Python sources of the installed packages",
+    "exercises": "copying, sums, brackets, ... made by programs: what probes ask (8 MB)",
 }
 SPLITS = ("train", "validation")
 ABANDONED = 3600.0
@@ -55,7 +58,7 @@ class AludelPython(tfds.core.GeneratorBasedBuilder):
         del dl_manager  # nothing is downloaded
         dropped = Dropped()
         splits: dict[str, list[Document]] = {split: [] for split in SPLITS}
-        for document in documents(self.roots, self.PACKAGES, dropped):
+        for document in self.read(dropped):
             splits[document.split].append(document)
         for split, found in splits.items():
             if not found:
@@ -71,6 +74,10 @@ class AludelPython(tfds.core.GeneratorBasedBuilder):
         }
         return {split: self._generate_examples(found) for split, found in splits.items()}
 
+    def read(self, dropped: Dropped) -> Iterator[Document]:
+        """The documents of both splits."""
+        return documents(self.roots, self.PACKAGES, dropped)
+
     def _generate_examples(self, found: list[Document]) -> Iterator[tuple[str, dict[str, str]]]:
         for document in found:
             yield document.name, {"text": document.text, "name": document.name}
@@ -82,7 +89,19 @@ class AludelPythonPackages(AludelPython):
     PACKAGES = True
 
 
-BUILDERS = {"python": AludelPython, "python-packages": AludelPythonPackages}
+class AludelExercises(AludelPython):
+    """Documents of `text` and `name`, in two splits, made by programs."""
+
+    def read(self, dropped: Dropped) -> Iterator[Document]:
+        """The same on every machine."""
+        return exercise_documents()
+
+
+BUILDERS = {
+    "python": AludelPython,
+    "python-packages": AludelPythonPackages,
+    "exercises": AludelExercises,
+}
 
 
 class Records(Sequence[dict[str, str]]):
@@ -154,7 +173,7 @@ def _prepared(name: str, cache: Path, roots: Roots | None) -> Path:
     roots = roots or roots_of_this_python()
     folder = Path(cache) / "corpora" / f"{name}-{_key(name, roots)}"
     if not (folder / "figures.json").is_file():
-        print(f"Preparing the corpus {name} from {roots.stdlib} ...", file=sys.stderr, flush=True)
+        print(f"Preparing the corpus {name} ...", file=sys.stderr, flush=True)
         try:
             _build(name, folder, roots)
         except (OSError, RuntimeError) as error:  # array_record raises the latter

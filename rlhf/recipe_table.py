@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from .intervals import Interval, interval, wins
+from ..train.intervals import Interval, interval, wins
 
 Evaluation = dict[str, Any]
 TITLES = {

@@ -39,7 +39,7 @@ def contents(name: str, cache: Path, roots: Roots) -> dict[str, dict[str, str]]:
 def test_both_corpora_hold_their_documents(tmp_path, roots):
     small = contents("python", tmp_path / "cache", roots)
     large = contents("python-packages", tmp_path / "cache", roots)
-    assert set(CORPORA) == {"python", "python-packages"}
+    assert set(CORPORA) == {"python", "python-packages", "exercises"}
     for split in ("train", "validation"):
         assert small[split] and small[split].items() < large[split].items()
     assert not set(small["train"]) & set(small["validation"])
@@ -48,6 +48,15 @@ def test_both_corpora_hold_their_documents(tmp_path, roots):
     assert every["source/m7.py"] == '"""Module 7: é 漢字."""\nvalue = 7\n'
     assert every["docstrings/m7.py"] == "m7\n\n    Module 7: é 漢字.\n"
     assert len(large["train"]) + len(large["validation"]) == 180
+
+
+def test_exercises_are_the_same_whatever_the_library(tmp_path, roots):
+    found = contents("exercises", tmp_path / "cache", roots)
+    assert not set(found["train"]) & set(found["validation"])
+    assert len(found["train"]) > 8 * len(found["validation"]) > 0
+    other = Roots(roots.stdlib / "nothing", ())
+    digests = [corpus_digest("exercises", tmp_path / "cache", one) for one in (roots, other)]
+    assert digests[0] == digests[1]
 
 
 def test_records_are_random_access(tmp_path, roots):
@@ -88,7 +97,7 @@ def test_it_is_built_once_and_says_so(tmp_path, roots, capfd, monkeypatch):
 
 def test_an_installed_package_makes_another_corpus(tmp_path, roots, monkeypatch):
     cache = tmp_path / "cache"
-    small, large = (corpus_digest(name, cache, roots) for name in CORPORA)
+    small, large = (corpus_digest(name, cache, roots) for name in ("python", "python-packages"))
     site = roots.packages[0]
     (site / "new.py").write_text("fresh = 1\n")
     (site / "new-2.0.dist-info").mkdir()

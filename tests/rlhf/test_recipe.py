@@ -19,10 +19,10 @@ from aludel.rlhf.answers import Answers
 from aludel.rlhf.comparing import ranked
 from aludel.rlhf.evaluation import agreement
 from aludel.rlhf.examine import Examined
-from aludel.rlhf.intervals import interval, wins
 from aludel.rlhf.material import MaterialConfig, read_questions, write_material
 from aludel.rlhf.recipe import Folder, check_same_recipe, configs_of, finished
 from aludel.rlhf.recipe_report import has_ended
+from aludel.train.intervals import interval, wins
 from aludel.train.run import SUMMARY, Run
 
 SMALL = MaterialConfig(
