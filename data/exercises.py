@@ -6,6 +6,7 @@ digest of the exercise itself, is held out: the corpus holds none of these, and 
 
 import hashlib
 import random
+import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -44,7 +45,8 @@ FORMULAS = (
     ("whether {x} is more than {a}", "{x} > {a}"),
     ("whether {x} is {a}", "{x} == {a}"),
 )
-INPUTS = (0, 1, 2, 7, 13, 40)  # that a function is tried on
+CONSTANTS = range(2, 31)
+INPUTS = range(-5, 131)  # that a function is tried on: no two of FORMULAS give the same on all
 
 
 class Exercise(NamedTuple):
@@ -54,6 +56,13 @@ class Exercise(NamedTuple):
     prompt: str
     answer: str
     calls: tuple[str, ...] = ()
+
+    @property
+    def same(self) -> str:
+        """The prompt in one form, for those that ask the same."""
+        if self.kind.startswith("addition"):
+            return " ".join(sorted(self.prompt.split()))
+        return re.sub(r"\b[nxkm]\b", "x", self.prompt) if self.kind == "code" else self.prompt
 
 
 def copying(chance: random.Random) -> Exercise:
@@ -108,10 +117,15 @@ def closing(chance: random.Random) -> Exercise:
 def code(chance: random.Random) -> Exercise:
     """A function of one line for what its docstring says."""
     says, formula = chance.choice(FORMULAS)
-    values = {"x": chance.choice("nxkm"), "a": chance.randint(2, 30), "b": chance.randint(2, 30)}
+    values = {
+        "x": chance.choice("nxkm"),
+        "a": chance.choice(CONSTANTS),
+        "b": chance.choice(CONSTANTS),
+    }
     says, formula, name = says.format(**values), formula.format(**values), values["x"]
     prompt = f'def f({name}): """Return {says}."""; return'
-    return Exercise("code", prompt, f" {formula}", tuple(f"f({one})" for one in INPUTS))
+    tried = f"[f({name}) for {name} in range({INPUTS.start}, {INPUTS.stop})]"
+    return Exercise("code", prompt, f" {formula}", (tried,))
 
 
 KINDS: dict[str, Callable[[random.Random], Exercise]] = {
@@ -127,8 +141,9 @@ KINDS: dict[str, Callable[[random.Random], Exercise]] = {
 
 
 def held_out(exercise: Exercise) -> bool:
-    """Whether it belongs to the probes."""
-    return hashlib.sha256(exercise.prompt.encode()).digest()[0] % HELD_OUT == 0
+    """Whether it belongs to the probes. What is as good as the same goes the same way: a sum the
+    other way round, a function whose variable has another name."""
+    return hashlib.sha256(exercise.same.encode()).digest()[0] % HELD_OUT == 0
 
 
 def exercises(kind: str, held: bool, seed: str) -> Iterator[Exercise]:

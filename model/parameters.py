@@ -90,8 +90,8 @@ def param_growths(config: DecoderConfig, execution: Execution = DEFAULT) -> dict
 
     def growth(path, _) -> Growth:
         names = [entry.key for entry in path]
-        inside, head = names[0].startswith("blocks"), names[0] in ("head", "scalar_head")
-        wide = names[-1] == "kernel" and (inside or head)
+        inside = names[0].startswith("blocks")
+        wide = names[-1] == "kernel" and (inside or names[0] == "head")
         writes = inside and names[-2] in ("output", "down")
         return Growth(config.growth if wide else 1.0, config.depth_growth if writes else 1.0)
 

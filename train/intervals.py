@@ -30,6 +30,15 @@ def interval(values: Sequence[Sequence[float]], seed: int = 0) -> Interval:
     return Interval(mean, *map(float, np.quantile(means, (0.025, 0.975))))
 
 
+def share(right: int, count: int) -> Interval:
+    """Of `count` that are each right or wrong: Wilson's interval (1927), which says something of
+    none and of all as well."""
+    z, mean = 1.959964, right / count
+    middle = (mean + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * (mean * (1 - mean) / count + (z / (2 * count)) ** 2) ** 0.5
+    return Interval(mean, max(0.0, middle - half), min(1.0, middle + half))
+
+
 def wins(ours: Sequence[float], theirs: Sequence[float]) -> np.ndarray:
     """Of each prompt 1 where our score is higher, 0 where theirs is, a half where they tie."""
     a, b = np.asarray(ours), np.asarray(theirs)

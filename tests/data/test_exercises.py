@@ -6,9 +6,13 @@ from itertools import islice
 import pytest
 
 from aludel.data.exercises import (
+    CONSTANTS,
+    FORMULAS,
+    INPUTS,
     KINDS,
     PAIRS,
     WORDS,
+    Exercise,
     exercise_documents,
     exercises,
     held_out,
@@ -66,8 +70,30 @@ def test_code_does_what_it_says():
     for one in (KINDS["code"](chance) for _ in range(200)):
         space: dict = {}
         exec(one.prompt + one.answer, space)
-        values = [eval(call, space) for call in one.calls]
-        assert len(values) == 6
+        (values,) = [eval(call, space) for call in one.calls]
+        assert len(values) == 136
     space = {}
     exec('def f(x): """Return x times 3 plus 4."""; return x * 3 + 4', space)
     assert space["f"](2) == 10
+
+
+def test_no_two_functions_give_the_same():
+    """Else a wrong answer would be judged right. (A product may have other factors.)"""
+    found: dict[str, str] = {}
+    for _, formula in FORMULAS:
+        if formula == "{x} + {a} * {b}":
+            continue
+        for a in CONSTANTS:
+            for b in CONSTANTS if "{b}" in formula else (2,):
+                written = formula.format(x="x", a=a, b=b)
+                values = repr([eval(written, {"x": x}) for x in INPUTS])
+                assert found.setdefault(values, written) == written
+
+
+def test_what_asks_the_same_is_held_out_together():
+    a = Exercise("addition-2", "add: 12 + 45 =", " 57")
+    b = Exercise("addition-2", "add: 45 + 12 =", " 57")
+    assert a.same == b.same and held_out(a) == held_out(b)
+    c = Exercise("code", 'def f(x): """Return x plus 14."""; return', " x + 14")
+    d = Exercise("code", 'def f(n): """Return n plus 14."""; return', " n + 14")
+    assert c.same == d.same

@@ -85,7 +85,9 @@ def test_a_question_that_does_not_fit_is_an_error():
 
 @pytest.mark.skipif(obstacle() is not None, reason=str(obstacle()))
 def test_code_is_judged_by_what_it_gives():
-    question = Question('def f(x): """Return x plus 3."""; return', " x + 3", ("f(1)", "f(5)"))
+    question = Question(
+        'def f(x): """Return x plus 3."""; return', " x + 3", ("[f(x) for x in range(9)]",)
+    )
     assert _is_right("x + 3", question, False) and not _is_right("3 + x", question, False)
     assert _is_right("3 + x", question, True) and _is_right("x + 4 - 1", question, True)
     assert not _is_right("x + 4", question, True) and not _is_right("x +", question, True)

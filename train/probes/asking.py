@@ -74,7 +74,8 @@ def make_asker(
 
     @functools.cache
     def generator(new: int) -> Callable:
-        sampling = SamplingConfig(max_tokens=new, temperature=0)
+        ends = () if tokenizer.separator is None else (tokenizer.separator,)
+        sampling = SamplingConfig(max_tokens=new, temperature=0, stop=ends)
         return make_generator(config, sampling, execution, rows=ROWS, bucket=MULTIPLE)
 
     @jax.jit
@@ -93,14 +94,14 @@ def make_asker(
             )
         most = max(map(len, answers)) + SPARE
         new = -(-most // MULTIPLE) * MULTIPLE
-        if config.position == "learned":
+        if config.position == "learned":  # there are no more positions
             new = min(new, config.context - max(map(len, prompts)))
         drawn = generator(new)(params, prompts, jax.random.key(0), [most] * len(prompts))
         drawn = jax.device_get(drawn)
         given = []
         for tokens, length in zip(drawn.tokens, drawn.length, strict=True):
-            kept = tokens[:length]
-            text = tokenizer.decode(kept[kept < tokenizer.vocab_size])
+            kept = [one for one in tokens[:length].tolist() if one != tokenizer.separator]
+            text = tokenizer.decode([one for one in kept if one < tokenizer.vocab_size])
             given.append(text.split("\n")[0].strip())
         right = [_is_right(text, one, run_code) for text, one in zip(given, questions, strict=True)]
         likely = _logp(logp, params, prompts, answers)

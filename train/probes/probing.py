@@ -8,7 +8,7 @@ from ...data.exercises import KINDS
 from ...data.files import nearest
 from ...errors import UserError
 from ...model import Execution, MeshConfig, make_mesh
-from ..intervals import interval
+from ..intervals import interval, share
 from ..records import write_json
 from ..restore import load_params
 from ..run import find_run
@@ -65,7 +65,7 @@ def _probes(kinds: Sequence[str], shots: Sequence[int], count: int, file: str | 
 
 def figures(answers: Sequence[Asked]) -> dict:
     """Of the answers to one probe: shares, nats, each with its interval."""
-    right = interval([[one.right for one in answers]])
+    right = share(sum(one.right for one in answers), len(answers))
     logp = interval([[one.logp for one in answers]])
     by_token = interval([[one.logp / one.tokens for one in answers]])
     return {
@@ -92,8 +92,11 @@ def read_questions(path: str) -> list[Question]:
             prompt, answer = record["prompt"], record["answer"]
         except (ValueError, KeyError, TypeError):
             prompt = answer = None
-        if not (isinstance(prompt, str) and isinstance(answer, str) and prompt and answer):
-            raise UserError(f"{where}:{number}: is no object with texts `prompt` and `answer`")
+        texts = isinstance(prompt, str) and isinstance(answer, str) and prompt and answer
+        if not texts or "\n" in answer:
+            raise UserError(
+                f"{where}:{number}: is no object with texts `prompt` and `answer`, of one line"
+            )
         out.append(Question(prompt, answer))
     if not out:
         raise UserError(f"{where}: holds no question")

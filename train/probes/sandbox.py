@@ -6,8 +6,7 @@ import contextlib
 import functools
 import json
 import os
-import shutil
-import signal
+import select
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,7 @@ from typing import NamedTuple
 from ...errors import UserError
 from . import jail
 
-MOST_BYTES = 1 << 20  # of an answer
+MOST_BYTES = 4 << 20  # of an answer
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,8 @@ class Limits:
     seconds: float = 2.0
     memory: int = 512 << 20
     """Bytes of address space, Python's own among them."""
-    file: int = 1 << 20
-    """Bytes of a file in its scratch folder."""
+    disk: int = 4 << 20
+    """Bytes of its scratch folder."""
 
 
 class Result(NamedTuple):
@@ -48,11 +47,9 @@ def obstacle() -> str | None:
         return f"code is only run on Linux, which can shut it in, not on {sys.platform}"
     try:
         found = _evaluate("", ["6 * 7"], Limits(seconds=20.0))
-    except UserError as error:
+    except (UserError, OSError) as error:
         return str(error)
-    return (
-        None if found == [Result("42", None)] else f"code cannot be shut in here: {found[0].error}"
-    )
+    return None if found == [Result("42", None)] else f"code cannot be shut in: {found[0].error}"
 
 
 def evaluate_code(code: str, calls: Sequence[str], limits: Limits = Limits()) -> list[Result]:
@@ -68,19 +65,17 @@ def evaluate_code(code: str, calls: Sequence[str], limits: Limits = Limits()) ->
 
 
 def _evaluate(code: str, calls: list[str], limits: Limits) -> list[Result]:
-    scratch = tempfile.mkdtemp(prefix="aludel-jail-")
+    root = tempfile.mkdtemp(prefix="aludel-jail-")  # something is mounted on it, inside alone
     reading, writing = os.pipe()
+    told = {
+        "root": root,
+        "readable": _readable(),
+        "seconds": limits.seconds,
+        "memory": limits.memory,
+        "disk": limits.disk,
+        "result": writing,
+    }
     try:
-        if os.getuid() == 0:
-            os.chown(scratch, jail.NOBODY, jail.NOBODY)
-        told = {
-            "scratch": scratch,
-            "readable": _readable(),
-            "seconds": limits.seconds,
-            "memory": limits.memory,
-            "file": limits.file,
-            "result": writing,
-        }
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", jail.__file__, json.dumps(told)],
             stdin=subprocess.PIPE,
@@ -90,67 +85,72 @@ def _evaluate(code: str, calls: list[str], limits: Limits) -> list[Result]:
             start_new_session=True,
             env={"PATH": os.defpath},
         )
-        os.close(writing)
-        writing = -1
         with _ended(process):
-            asked = json.dumps({"code": code, "calls": calls}).encode()
+            os.close(writing)
+            writing = -1
             with contextlib.suppress(BrokenPipeError):
-                process.stdin.write(asked)
+                process.stdin.write(json.dumps({"code": code, "calls": calls}).encode())
                 process.stdin.close()
-            said = _read(reading, time.monotonic() + limits.seconds)
-            if said is None:
-                return [Result(None, f"longer than {limits.seconds:g} seconds") for _ in calls]
-            status = process.wait()
-        if status == jail.REFUSED and not said:
-            why = process.stderr.read(1000).decode(errors="replace").strip()
-            raise UserError(f"code cannot be shut in on this machine: {why}")
-        return _results(said, status, calls)
+            if _read(reading, time.monotonic() + jail.STARTING, 1) != jail.READY:
+                raise UserError(f"code cannot be shut in on this machine: {_why(process)}")
+            said = _read(reading, time.monotonic() + limits.seconds, MOST_BYTES)
+        if said is None:
+            return [Result(None, f"longer than {limits.seconds:g} seconds") for _ in calls]
+        return _results(said, calls)
     finally:
         for descriptor in (reading, writing):
             if descriptor >= 0:
                 os.close(descriptor)
-        shutil.rmtree(scratch, ignore_errors=True)
+        os.rmdir(root)
 
 
 @contextlib.contextmanager
 def _ended(process: subprocess.Popen):
-    """Kills the process and its session at the end: with the first one of its namespace all die."""
+    """Kills the process at the end: what it started ends with it."""
     try:
         yield
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
         process.wait()
+        process.stderr.close()
 
 
-def _read(descriptor: int, end: float) -> bytes | None:
-    """All that comes, up to MOST_BYTES; None where it does not end in time."""
-    import select
-
+def _read(descriptor: int, end: float, most: int) -> bytes | None:
+    """All that comes, up to `most` bytes; None where it does not end in time."""
     found = b""
-    while len(found) < MOST_BYTES:
+    while len(found) < most:
         left = end - time.monotonic()
         if left <= 0 or not select.select([descriptor], [], [], left)[0]:
             return None
-        some = os.read(descriptor, 1 << 16)
+        some = os.read(descriptor, min(1 << 16, most - len(found)))
         if not some:
             return found
         found += some
     return found
 
 
-def _results(said: bytes, status: int, calls: list[str]) -> list[Result]:
-    """What the jail wrote; where it died, why."""
+def _why(process: subprocess.Popen) -> str:
+    """What the jail said before it refused."""
+    if not select.select([process.stderr], [], [], 1.0)[0]:
+        return "it did not start in time"
+    lines = os.read(process.stderr.fileno(), 4096).decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it ended without a word"
+
+
+def _results(said: bytes, calls: list[str]) -> list[Result]:
+    """What the jail wrote; where it died, that."""
     try:
         found = [Result(one.get("value"), one.get("error")) for one in json.loads(said)]
-        if len(found) == len(calls):
-            return found
-    except (ValueError, AttributeError, TypeError):
-        pass
-    return [Result(None, f"the process ended with status {status}") for _ in calls]
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        found = []
+    if len(found) == len(calls):
+        return found
+    return [Result(None, "the process ended on its way") for _ in calls]
 
 
 def _readable() -> list[str]:
-    """Python's own folders, and the system's libraries."""
+    """Python's own folders and the system's libraries, none of them inside another."""
     own = {sys.prefix, sys.base_prefix, str(Path(os.__file__).parent)}
-    return sorted({str(Path(path).resolve()) for path in own} | {"/usr", "/lib", "/lib64"})
+    paths = {str(Path(path).resolve()) for path in own} | {"/usr"}
+    outer = sorted(p for p in paths if not any(p.startswith(q + "/") for q in paths))
+    return [*outer, *(path for path in ("/lib", "/lib64") if os.path.exists(path))]
