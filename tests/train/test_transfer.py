@@ -23,11 +23,12 @@ def moved(optimizer: OptimizerConfig, begin: dict, widths: tuple[int, ...]) -> l
     """The slopes where rates carry over, and where they do not."""
     base = dataclasses.replace(BASE, **begin)
     kinds = (transferring(base, widths[0]), base)
-    return [slopes(widths, coordinates(kind, optimizer, widths)) for kind in kinds]
+    # Of 32 rows: with fewer the narrowest decoder's own noise is as large as what is looked for.
+    return [slopes(widths, coordinates(kind, optimizer, widths, rows=32)) for kind in kinds]
 
 
 def test_activations_move_alike_at_every_width_only_where_rates_carry_over():
-    flat, steep = moved(ADAM, {"init_std": 0.05}, (32, 128))
+    flat, steep = moved(ADAM, {"zero_init": True}, (32, 128))
     assert all(abs(slope) < 0.2 for slope in flat.values()), flat
     assert max(steep.values()) > 0.4, steep
 
