@@ -21,9 +21,13 @@ def demo(recipe: Recipe, seeds: int = 1) -> Path:
     pushed on, and a report over all. Raises UserError for what the user can mend, StoppedError
     after a signal.
     """
-    recipe = recipe.resolved()
+    with Signals() as signals:
+        return _demo(recipe.resolved(), seeds, signals)
+
+
+def _demo(recipe: Recipe, seeds: int, signals: Signals) -> Path:
     if seeds == 1:
-        one_seed(recipe, POLICIES)
+        one_seed(recipe, POLICIES, signals)
         return Path(recipe.out)
     recipes = [
         dataclasses.replace(recipe, seed=seed, out=str(Path(recipe.out) / f"seed-{seed}"))
@@ -32,8 +36,9 @@ def demo(recipe: Recipe, seeds: int = 1) -> Path:
     found = []
     for own in recipes:
         heading(f"seed {own.seed}")
-        found.append(one_seed(own, (*POLICIES, TWICE)))
+        found.append(one_seed(own, (*POLICIES, TWICE), signals))
     for own, evaluation in zip(recipes, found, strict=True):
+        signals.check()
         heading(f"seed {own.seed}")
         push_further(own, heading)
         write_recipe_report(own, evaluation)
@@ -43,14 +48,18 @@ def demo(recipe: Recipe, seeds: int = 1) -> Path:
     return Path(recipe.out)
 
 
-def one_seed(recipe: Recipe, policies: Sequence[str]) -> Evaluation:
+def one_seed(recipe: Recipe, policies: Sequence[str], signals: Signals) -> Evaluation:
     """Every stage, then the evaluation, which it returns, and the report."""
-    run_stages(recipe, heading)
+
+    def next_part(line: str) -> None:
+        signals.check()
+        heading(line)
+
+    run_stages(recipe, next_part)
     if TWICE in policies:
-        tune_twice(recipe, heading)
-    heading("6 of 6: what it was good for, on new questions")
-    with Signals() as signals:
-        found = evaluate_recipe(recipe, policies, say, signals.check)
+        tune_twice(recipe, next_part)
+    next_part("6 of 6: what it was good for, on new questions")
+    found = evaluate_recipe(recipe, policies, say, signals.check)
     write_recipe_report(recipe, found)
     print("\n".join(lines_of([found])))
     return found

@@ -50,9 +50,11 @@ class Signals:
             pass
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind: type | None, *_) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if kind is None:  # a signal whose error was lost must not be forgotten with this object
+            self.check()
 
     def _handle(self, *_) -> NoReturn | None:
         if self.asked:

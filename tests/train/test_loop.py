@@ -118,7 +118,7 @@ def test_a_signal_saves_the_step_at_hand(make, at):
         return out
 
     parts = make(step=stopping)
-    with Signals() as signals, pytest.raises(StoppedError) as stopped:
+    with pytest.raises(StoppedError) as stopped, Signals() as signals:
         go(parts, signals)
     parts.journal.close()
     assert stopped.value.step == at
@@ -133,7 +133,7 @@ def test_a_signal_while_the_last_step_is_saved_stops_too(make):
         return {"value": state}
 
     parts = make(store=stopping)
-    with Signals() as signals, pytest.raises(StoppedError) as stopped:
+    with pytest.raises(StoppedError) as stopped, Signals() as signals:
         go(parts, signals)
     parts.journal.close()
     assert stopped.value.step == 10 and parts.store.saved[-1][0] == 10
@@ -141,12 +141,21 @@ def test_a_signal_while_the_last_step_is_saved_stops_too(make):
 
 def test_a_signal_whose_error_was_lost_stops_at_the_next_look():
     """As where it comes while Python collects garbage: what is raised there goes nowhere."""
-    with Signals() as signals:
+    with pytest.raises(StoppedError), Signals() as signals:
         signals.check()
         with contextlib.suppress(StoppedError):
             os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(StoppedError):
-            signals.check()
+        signals.check()
+        pytest.fail("the look found nothing")
+
+
+def test_a_signal_whose_error_was_lost_stops_at_the_end_at_the_latest():
+    reached = False
+    with pytest.raises(StoppedError), Signals():
+        with contextlib.suppress(StoppedError):
+            os.kill(os.getpid(), signal.SIGTERM)
+        reached = True
+    assert reached
 
 
 def test_what_a_signal_left_out_is_done_next(make):
@@ -155,7 +164,7 @@ def test_what_a_signal_left_out_is_done_next(make):
         return {}
 
     parts = make(evaluate=stopped_while_evaluating)
-    with Signals() as signals, pytest.raises(StoppedError):
+    with pytest.raises(StoppedError), Signals() as signals:
         go(parts, signals)
     parts.journal.close()
     assert parts.store.saved[-1][0] == 3
@@ -172,13 +181,13 @@ def test_what_a_signal_left_out_is_done_next(make):
 
 
 def test_before_the_loop_a_signal_stops_at_once():
-    with Signals(), pytest.raises(StoppedError) as stopped:
+    with pytest.raises(StoppedError) as stopped, Signals():
         os.kill(os.getpid(), signal.SIGTERM)
     assert stopped.value.step is None
 
 
 def test_a_second_signal_does_not_wait():
-    with Signals() as signals, pytest.raises(KeyboardInterrupt), signals.defer():
+    with pytest.raises(KeyboardInterrupt), Signals() as signals, signals.defer():
         os.kill(os.getpid(), signal.SIGINT)
         assert signals.asked
         os.kill(os.getpid(), signal.SIGINT)
