@@ -12,7 +12,7 @@ from aludel.model.kernels import native_decoding as native
 from aludel.model.kernels.plain import XLA, append_and_attend
 from aludel.model.layers import activate
 
-compiled = pytest.mark.skipif("no C++ compiler" in str(native.obstacle()), reason="no compiler")
+from .marks import compiled
 
 
 def _normal(*shape):

@@ -8,7 +8,8 @@ import pytest
 from aludel.model.kernels import native_decoding as native
 from aludel.model.kernels.drawing import draw, invert
 
-compiled = pytest.mark.skipif("no C++ compiler" in str(native.obstacle()), reason="no compiler")
+from .marks import compiled
+
 DRAWS = [draw, pytest.param(native.native_draw, marks=compiled)]
 LAST = 1 - 2.0**-24  # the last number below 1
 

@@ -12,11 +12,11 @@ from aludel.data import make_tokenizer
 from aludel.data.exercises import KINDS, Exercise, held_out
 from aludel.errors import UserError
 from aludel.model import Decoder, DecoderConfig, Execution, head_of, init_params
-from aludel.train.probes import obstacle
 from aludel.train.probes.asking import Asked, Question, _is_right, make_asker, questions_of
 from aludel.train.probes.probing import figures, read_questions
 
 from . import runs
+from .jails import jailed
 
 TOKENIZER = make_tokenizer("byte", lambda: iter(()))
 CONFIG = DecoderConfig(
@@ -83,7 +83,7 @@ def test_a_question_that_does_not_fit_is_an_error():
         make_asker(CONFIG, TOKENIZER, PLAIN)(params, [Question("x" * 200, " y")])
 
 
-@pytest.mark.skipif(obstacle() is not None, reason=str(obstacle()))
+@jailed
 def test_code_is_judged_by_what_it_gives():
     question = Question(
         'def f(x): """Return x plus 3."""; return', " x + 3", ("[f(x) for x in range(9)]",)

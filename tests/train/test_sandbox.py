@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from aludel.errors import UserError
-from aludel.train.probes import Limits, evaluate_code, obstacle, sandbox
+from aludel.train.probes import Limits, evaluate_code, sandbox
 
-jailed = pytest.mark.skipif(obstacle() is not None, reason=str(obstacle()))
+from .jails import jailed
+
 SHORT = Limits(seconds=1.0)
 
 
