@@ -154,11 +154,11 @@ def cards(found: Sequence[Evaluation], runs: dict[str, list[Run]]) -> list[str]:
     cells.append((f"{tuned:.0%}", held))
     matched = agreement(found, "agreement", "matched")
     cells.append(
-        (f"{matched.mean:.0%}", "of pairs of one length: the reward model agrees with the judge")
+        (f"{matched.value:.0%}", "of pairs of one length: the reward model agrees with the judge")
     )
     rate = win_rate(found, "ppo", "sft")
     if rate:
-        cells.append((f"{rate.mean:.0%}", "of comparisons with SFT are won by PPO, by the judge"))
+        cells.append((f"{rate.value:.0%}", "of comparisons with SFT are won by PPO, by the judge"))
     return [
         f'<div class="card"><b>{escape(value)}</b><span>{escape(what)}</span></div>'
         for value, what in cells

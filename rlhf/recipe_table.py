@@ -93,7 +93,7 @@ def shown(cell: Interval | None, write: Callable[[float], str]) -> str:
     """`61.2% (58.0% to 64.1%)`."""
     if cell is None:
         return "–"
-    return f"{write(cell.mean)} ({write(cell.low)} to {write(cell.high)})"
+    return f"{write(cell.value)} ({write(cell.low)} to {write(cell.high)})"
 
 
 def lines_of(found: Sequence[Evaluation]) -> list[str]:

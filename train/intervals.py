@@ -9,9 +9,9 @@ RESAMPLES = 2000
 
 
 class Interval(NamedTuple):
-    """A mean, and between what it lies in 95 of 100 repetitions."""
+    """A value, a mean mostly, and between what it lies in 95 of 100 repetitions."""
 
-    mean: float
+    value: float
     low: float
     high: float
 

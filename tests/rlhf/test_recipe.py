@@ -40,7 +40,7 @@ SMALL = MaterialConfig(
 def test_an_interval_over_prompts_narrows_with_their_number():
     random = np.random.default_rng(0)
     few, many = (interval([random.normal(size=n)]) for n in (25, 2500))
-    assert few.low < few.mean < few.high and many.low < many.mean < many.high
+    assert few.low < few.value < few.high and many.low < many.value < many.high
     assert 5 < (few.high - few.low) / (many.high - many.low) < 20
     half = 1.96 * np.std(np.random.default_rng(1).normal(size=400)) / 20
     found = interval([np.random.default_rng(1).normal(size=400)])
@@ -50,7 +50,7 @@ def test_an_interval_over_prompts_narrows_with_their_number():
 def test_an_interval_over_seeds_sees_that_they_differ():
     same = interval([np.tile([0.0, 1.0], 200)] * 3)
     apart = interval([np.tile([0.0, 1.0], 200) + shift for shift in (-1, 0, 1)])
-    assert abs(same.mean - apart.mean) < 1e-9
+    assert abs(same.value - apart.value) < 1e-9
     assert apart.high - apart.low > 5 * (same.high - same.low)
 
 

@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...errors import UserError
+from ..intervals import Interval
 from ..records import write_json, write_text, writing
 from .envelope import EnvelopeFit, fit_envelope
 from .isoflop import IsoflopFit, fit_isoflop
 from .kaplan import KaplanFit, fit_kaplan
 from .parametric import Law, ParametricFit, fit_parametric
 from .points import Points, read_csv, split_by_compute, without_highest
-from .predict import FIELDS, LEVEL, Interval, between, predicted_loss
+from .predict import FIELDS, LEVEL, between, predicted_loss
 from .repeated import RepeatedFit, fit_repeated
 from .runs import read_runs
 

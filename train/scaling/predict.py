@@ -6,20 +6,13 @@ from typing import NamedTuple
 import numpy as np
 
 from ...errors import UserError
+from ..intervals import Interval
 from ..records import read_json
 from .optimum import Optimum, compute_optimal
 from .parametric import Law
 
 LEVEL = 0.95
 FIELDS = ("A", "B", "E", "alpha", "beta")
-
-
-class Interval(NamedTuple):
-    """A value, and between what it lies with probability LEVEL."""
-
-    value: float
-    low: float
-    high: float
 
 
 class Prediction(NamedTuple):

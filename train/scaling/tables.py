@@ -1,7 +1,8 @@
 """What was found, in rows of text: for the terminal and for the page."""
 
+from ..intervals import Interval
 from .fit import Fitted, interval_of
-from .predict import FIELDS, Interval, Prediction, between
+from .predict import FIELDS, Prediction, between
 
 SHOWN = {"alpha": "α", "beta": "β"}
 
