@@ -32,7 +32,7 @@ MODULES: dict[str, dict[str, tuple[str, ...]]] = {
     "ppo": {"alignment": ("ppo-small",)},
     "reward": {"preferences": ("reward-small", "reward")},
     "demo": {"recipe": ("recipe", "recipe-gpu")},
-    "scale run": {"ladder": ("ladder",)},
+    "scale run": {"ladder": ("ladder", "ladder-control")},
 }
 """By stage, then by module, the names that it holds."""
 

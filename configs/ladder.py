@@ -1,4 +1,5 @@
-"""What `aludel scale run` makes: iso-FLOP ladders of small decoders on Python's own library."""
+"""What `aludel scale run` makes: iso-FLOP ladders of small decoders on Python's own library, and on
+exercises, whose abilities `aludel scale probe` measures."""
 
 import dataclasses
 
@@ -7,30 +8,47 @@ from .demo import CONFIGS as DEMO
 
 demo = DEMO["demo"]
 
-CONFIGS = {
-    "ladder": Sweep(
-        base=dataclasses.replace(
-            demo,
-            # Heads of 16: a decoder of 2 blocks is 32 wide. Rates were tuned at the demo's size.
-            model=dataclasses.replace(
-                demo.model,
-                head_dim=16,
-                tuned_width=demo.model.width,
-                tuned_layers=demo.model.layers,
-            ),
-            data=("python", "python-packages"),
-            eval_every=0,
-            checkpoint_every=200,
-            sample_every=0,
-            tensorboard=False,
+ladder = Sweep(
+    base=dataclasses.replace(
+        demo,
+        # Heads of 16: a decoder of 2 blocks is 32 wide. Rates are tuned there, and carry over.
+        model=dataclasses.replace(demo.model, head_dim=16, tuned_width=32, tuned_layers=2),
+        data=("python-packages=0.75", "exercises=0.25"),
+        tokenizer="bpe:1024",
+        batch=8,
+        optimizer=dataclasses.replace(
+            demo.optimizer,
+            learning_rate=0.02,
+            embedding_learning_rate=0.02,
+            head_learning_rate=0.02,
         ),
-        layers=(1, 2, 3, 4, 5, 6, 7),
-        width_of_layer=16,
-        flops=(2e12, 7e12, 2e13),
-        between=(1.0, 400.0),
-        held_out_layers=6,
-        held_out_flops=1.65e14,
-        smallest=2,
-        seeds_of_smallest=3,
+        eval_every=0,
+        eval_tokens=32768,
+        final_eval_tokens=1 << 18,
+        sample_every=0,
+        tensorboard=False,
+    ),
+    layers=(2, 3, 4, 5, 6, 7),
+    width_of_layer=16,
+    flops=(8e11, 2.5e12, 8e12),
+    between=(0.75, 110.0),
+    held_out_layers=6,
+    held_out_flops=6.5e13,
+    smallest=2,
+    seeds_of_smallest=3,
+    tune=(0.25, 0.5, 1.0, 2.0, 4.0),
+    points=5,
+)
+
+CONFIGS = {
+    "ladder": ladder,
+    # The same without exercises, at the largest budget: what text alone teaches of them.
+    "ladder-control": dataclasses.replace(
+        ladder,
+        base=dataclasses.replace(ladder.base, data=("python-packages",)),
+        flops=ladder.flops[-1:],
+        held_out_layers=0,
+        held_out_flops=0.0,
+        smallest=0,
     ),
 }

@@ -208,8 +208,8 @@ def evaluator(trained: Trained, asked: Callable[[], bool], gold: Gold | None = N
     logp = logp_by(trained.apply)
 
     def evaluate(params: Any, whole: bool) -> dict:
-        limit = config.eval_tokens // config.new_tokens
-        count = len(places) if whole or not limit else min(limit, len(places))
+        limit = config.tokens_to_score(whole) // config.new_tokens
+        count = min(limit, len(places)) if limit else len(places)
         chosen = np.linspace(0, len(places) - 1, count).astype(int)
         key = jax.random.key(config.seed)  # the same noise each time: figures that can be compared
         found: dict[str, list] = {}

@@ -46,7 +46,7 @@ def evaluator(trained: Trained, asked: Callable[[], bool]) -> Evaluator:
         found = []
         for store in stores:
             batches = ComparisonEvalBatches(store, rows, config.row_length, most, room)
-            limit = 0 if whole else config.eval_tokens // len(stores)
+            limit = config.tokens_to_score(whole) // len(stores)
             chosen = spread(len(batches), limit, rows * room)
 
             def both(i: int, batches=batches, chosen=chosen) -> tuple[dict, Any]:

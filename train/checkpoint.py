@@ -23,7 +23,6 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from ..errors import UserError
 
-NEWEST = 2
 TEMPORARY = ".orbax-checkpoint-tmp"
 DAMAGED = "damaged"
 Say = Callable[[str], None]
@@ -71,12 +70,14 @@ def to_tree(state: Any) -> dict:
 
 
 class Checkpoints:
-    """The checkpoints of a run: the newest two, and the best by validation loss."""
+    """The checkpoints of a run: so many of the newest, 0 for all, and the best by its validation
+    loss."""
 
-    def __init__(self, folder: Path, say: Say = print):
+    def __init__(self, folder: Path, say: Say = print, keep: int = 2):
         quiet()
         self.folder = folder.absolute()
         self._say = say
+        self._keep = keep
         self._manager: ocp.CheckpointManager | None = None
 
     def _open(self) -> ocp.CheckpointManager:
@@ -90,7 +91,7 @@ class Checkpoints:
             options = ocp.CheckpointManagerOptions(
                 best_fn=_validation,
                 best_mode="min",
-                preservation_policy=AnyPreservationPolicy([LatestN(NEWEST), best]),
+                preservation_policy=AnyPreservationPolicy([LatestN(self._keep or None), best]),
             )
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         return self._manager

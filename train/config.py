@@ -52,9 +52,14 @@ class StageConfig:
     """Steps between evaluations on the validation part; 0: only before and after."""
     eval_tokens: int = 131072
     """Tokens scored by an evaluation before and between the steps, spread over the validation part;
-    0: all. The last figure is always over all of it."""
+    0: all."""
+    final_eval_tokens: int = 0
+    """Tokens scored by the last evaluation; 0: all."""
     checkpoint_every: int = 0
     """Steps between checkpoints; 0: whenever there is an evaluation."""
+    keep: int = 2
+    """Checkpoints that are kept: so many of the newest, and the best by its validation loss; 0:
+    all."""
     sample_every: int = 0
     """Steps between samples; 0: only at the end."""
     sample_tokens: int = 128
@@ -76,7 +81,9 @@ class StageConfig:
         for name in (
             "eval_every",
             "eval_tokens",
+            "final_eval_tokens",
             "checkpoint_every",
+            "keep",
             "sample_every",
             "profile",
             "z_loss",
@@ -130,6 +137,10 @@ class StageConfig:
     def user_code(self) -> dict[str, str]:
         """Functions of the user's own by their use, FILE.py:NAME."""
         return {"loss": self.loss} if self.loss else {}
+
+    def tokens_to_score(self, last: bool) -> int:
+        """Of an evaluation, the last one or another; 0: all."""
+        return self.final_eval_tokens if last else self.eval_tokens
 
     def optimizer_of(self, network: str) -> tuple[OptimizerConfig, int]:
         """(how a network is moved, how often in the whole run)."""
@@ -428,7 +439,9 @@ FREE_TO_CHANGE = (
     "log_every",
     "eval_every",
     "eval_tokens",
+    "final_eval_tokens",
     "checkpoint_every",
+    "keep",
     "sample_every",
     "sample_tokens",
     "prompts",

@@ -57,8 +57,12 @@ class Run:
 
     @property
     def checkpoints(self) -> Checkpoints:
-        """Its checkpoints; each call opens them anew."""
-        return Checkpoints(self.path / "checkpoints", say=note)
+        """Its checkpoints, for readers; each call opens them anew."""
+        return self.checkpoints_keeping(0)
+
+    def checkpoints_keeping(self, newest: int) -> Checkpoints:
+        """Its checkpoints, of which so many of the newest are kept once others are saved."""
+        return Checkpoints(self.path / "checkpoints", say=note, keep=newest)
 
     def lines(self, name: str) -> Lines:
         """Its metrics or samples."""

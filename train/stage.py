@@ -165,7 +165,7 @@ def _run(stage: Stage, config: Any, signals: Signals) -> Path:
         config.averages,
         config.extra,
     )
-    checkpoints = run.checkpoints
+    checkpoints = run.checkpoints_keeping(config.keep)
     checkpoints.tidy()
     found = checkpoints.newest_usable(layout.target, move=True) if resumes else None
     key = jax.device_put(jax.random.key(config.seed), replicated(mesh))
@@ -311,7 +311,7 @@ def language_evaluator(trained: Trained, asked: Callable[[], bool]) -> Evaluator
     eval_step = make_eval_step(lm_loss(), trained.apply, trained.shardings)
 
     def evaluate(params: Any, whole: bool) -> dict:
-        tokens = 0 if whole else config.eval_tokens // len(corpus.validation)
+        tokens = config.tokens_to_score(whole) // len(corpus.validation)
         scores = []
         for store in corpus.validation:
             batches = eval_batches(store, trained.rows, config.row_length)

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,12 @@ from aludel.cli import run
 from aludel.configs import named
 from aludel.errors import UserError
 from aludel.model import DecoderConfig
+from aludel.train import OptimizerConfig
 from aludel.train.config import PretrainConfig
+from aludel.train.run import Run
 from aludel.train.scaling import Sweep
-from aludel.train.scaling.sweep import planned, share_of, sized
+from aludel.train.scaling.sweep import planned, share_of, sized, tuning_runs
+from aludel.train.scaling.sweeping import tuning_of
 
 from . import runs
 
@@ -82,18 +86,60 @@ def test_one_run_more_to_be_predicted():
 
 
 def test_the_ladder_determines_its_laws():
-    """Four sizes at each of three budgets, and a run of 8 times the compute of any other."""
+    """At least three sizes at each of three budgets, and a run of 8 times the compute of any other."""
     sweep = named("ladder")
-    model = sweep.base.model.with_vocab(2048)
+    model = sweep.base.model.with_vocab(1024)
     sweep = dataclasses.replace(sweep, base=dataclasses.replace(sweep.base, model=model))
     *fitted, held_out = planned(sweep)
     assert len(fitted) >= 20 and held_out.flops >= 8 * fitted[-1].flops
     for flops in sweep.flops:
         near = [run_ for run_ in fitted if abs(run_.flops / flops - 1) < 0.01]
-        assert len({run_.config.model.layers for run_ in near}) >= 4
+        assert len({run_.config.model.layers for run_ in near}) >= 3
     blocks = [run_.config.model.parameters(embeddings=False) for run_ in fitted]
     assert len(set(blocks)) >= 6 and max(blocks) >= 30 * min(blocks)
     assert sum(run_.flops for run_ in fitted) + held_out.flops < 5e14
+
+
+def test_rates_are_tried_on_the_cheapest_run_of_the_smallest_size():
+    base = dataclasses.replace(BASE, optimizer=OptimizerConfig(head_learning_rate=0.5))
+    sweep = Sweep(base, layers=(2, 1), width_of_layer=8, tokens=(1280, 640), tune=(2, 0.5))
+    assert tuning_runs(dataclasses.replace(sweep, tune=())) == []
+    low, high = tuning_runs(sweep)
+    for run_, factor in ((low, 0.5), (high, 2.0)):
+        assert run_.config.model.layers == 1 and run_.tokens == 640
+        rates = run_.config.optimizer
+        assert rates.learning_rate == base.optimizer.learning_rate * factor
+        assert rates.head_learning_rate == 0.5 * factor and rates.vector_learning_rate is None
+
+
+def test_the_best_rate_is_taken_and_an_edge_is_said():
+    found = tuning_of([0.5, 1.0, 2.0], [2.0, 1.5, 1.7])
+    assert found["best"] == 1.0 and not found["edge"]
+    assert tuning_of([0.5, 1.0, 2.0], [2.0, 1.8, 1.7])["edge"]
+    assert not tuning_of([3.0], [2.0])["edge"]
+
+
+def test_checkpoints_are_kept_over_the_whole_of_a_run(undisturbed):
+    for path in undisturbed.glob("layers-*"):
+        steps = Run(path).config().steps
+        assert Run(path).checkpoints.steps() == [steps // 2, steps]
+
+
+def test_the_rates_of_the_runs_are_those_found(undisturbed):
+    found = json.loads((undisturbed / "tuning.json").read_text())
+    assert [one["factor"] for one in found["tried"]] == [0.5, 2.0]
+    losses = {one["loss"]: one["factor"] for one in found["tried"]}
+    assert found["best"] == losses[min(losses)]
+    for path in undisturbed.glob("layers-*"):
+        wanted = PretrainConfig().optimizer.learning_rate * found["best"]
+        assert Run(path).config().optimizer.learning_rate == pytest.approx(wanted)
+
+
+def test_a_loss_may_be_that_of_one_source(undisturbed, tmp_path, capfd):
+    assert run(["scale", "fit", str(undisturbed), "--validation", "exercises"]) == 2
+    assert "its data is no mixture" in capfd.readouterr().err
+    assert run(["scale", "fit", str(undisturbed / "runs.csv"), "--validation", "exercises"]) == 2
+    assert "--column loss=NAME" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("machines", [1, 2, 3, 20])
@@ -147,6 +193,8 @@ config = Sweep(
     width_of_layer=8,
     tokens=(640, 1280),
     most_epochs=40,
+    tune=(0.5, 2.0),
+    points=2,
 )
 """
 
@@ -269,12 +317,12 @@ def test_a_folder_of_something_else_is_refused(sweep, undisturbed, capfd):
 
 def test_info_lists_the_runs_of_a_sweep(sweep, capfd):
     assert run(["info", str(sweep)]) == 0
-    assert capfd.readouterr().out.splitlines()[-1].startswith("4 runs")
+    assert capfd.readouterr().out.splitlines()[-1].startswith("6 runs")
 
 
 def test_a_dry_run_lists_the_runs(sweep, tmp_path, capfd):
     assert run(["scale", "run", str(sweep), "--out", str(tmp_path / "runs"), "--dry-run"]) == 0
     lines = capfd.readouterr().out.splitlines()
     assert lines[0].split() == ["run", "layers", "width", "N", "D", "D/N", "C"]
-    assert len(lines) == 6 and lines[-1].startswith("4 runs")
+    assert len(lines) == 8 and lines[-1].startswith("6 runs")
     assert not (tmp_path / "runs").exists()

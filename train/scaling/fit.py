@@ -73,9 +73,11 @@ def fit_scaling(
     seed: int = 0,
     laws: Sequence[str] = (),
     embeddings: bool = True,
+    validation: str = "",
 ) -> Fitted:
     """Fit the runs of a CSV file, or those in a folder (`embeddings`: how their parameters are
-    counted), and write fit.json and fit.html into `out`.
+    counted; `validation`: the source of a mixture that the loss is of), and write fit.json and
+    fit.html into `out`.
 
     The parametric law must be determined; of the others those named in `laws`, while any other
     that is not is left out with its reason. Raises UserError, and then writes nothing.
@@ -83,7 +85,7 @@ def fit_scaling(
     from .page import page
 
     source, out = Path(source).expanduser(), Path(out).expanduser()
-    everything, unfinished = _read(source, columns, embeddings)
+    everything, unfinished = _read(source, columns, embeddings, validation)
     points, held_out = split_by_compute(without_highest(everything, drop_highest), hold_out)
     # Of runs that repeat tokens, what the repetition costs is fitted afterwards.
     once = (
@@ -118,13 +120,15 @@ def fit_scaling(
 
 
 def _read(
-    source: Path, columns: Mapping[str, str] | None, embeddings: bool
+    source: Path, columns: Mapping[str, str] | None, embeddings: bool, validation: str
 ) -> tuple[Points, list[str]]:
     if not source.is_dir():
+        if validation:
+            raise UserError(f"{source}: is no folder of runs: map its column, --column loss=NAME")
         return read_csv(source, columns), []
     if columns:
         raise UserError(f"{source}: is a folder of runs: it has no columns to map")
-    return read_runs(source, embeddings)
+    return read_runs(source, embeddings, validation)
 
 
 def as_json(fitted: Fitted) -> dict[str, Any]:

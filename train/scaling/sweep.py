@@ -10,6 +10,8 @@ from ...errors import UserError
 from ...model import DecoderConfig
 from ..config import PretrainConfig, absolute
 
+TUNING = "tuning"  # the folder of the runs that rates are chosen by
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -46,20 +48,26 @@ class Sweep:
     """Of so many sizes, the smallest, more seeds are run: the noise of a run."""
     seeds_of_smallest: int = 3
     """How many."""
+    tune: tuple[float, ...] = ()
+    """Factors of all learning rates, tried on the smallest size with its least compute before
+    anything else; the best one is taken for every run. Empty: the rates of `base`."""
+    points: int = 0
+    """Checkpoints that are kept of each run, evenly spread over its steps; 0: as `base` says."""
     most_epochs: float = 4.0
     """How often a run may see its text: beyond it, a law would measure repetition."""
     out: str = ""
     """The folder of the runs; one that exists is gone on with. Empty: runs/SWEEP."""
 
     def __post_init__(self) -> None:
-        for name in ("layers", "per_parameter", "tokens", "flops", "between"):
+        for name in ("layers", "per_parameter", "tokens", "flops", "between", "tune"):
             if any(not 0 < value < math.inf for value in getattr(self, name)):
                 raise UserError(f"{name} must be positive, not {getattr(self, name)}")
         for name in ("width_of_layer", "seeds", "seeds_of_smallest"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.smallest < 0:
-            raise UserError(f"smallest must not be negative, not {self.smallest}")
+        for name in ("smallest", "points"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} must not be negative, not {getattr(self, name)}")
         if not self.layers:
             raise UserError("layers names no size: give some, for example 2 3 4 6")
         if not (self.per_parameter or self.tokens or self.flops):
@@ -170,7 +178,35 @@ def _run(sweep: Sweep, model: DecoderConfig, params: int, tokens: float, seed: i
     steps, seed = max(1, round(tokens / base.tokens_per_step)), base.seed + seed
     name = f"layers-{model.layers}-width-{model.width}-steps-{steps}-seed-{seed}"
     config = dataclasses.replace(base, model=model, steps=steps, seed=seed)
+    if sweep.points:
+        every = max(1, -(-steps // sweep.points))
+        config = dataclasses.replace(config, checkpoint_every=every, keep=0)
     return Planned(name, config, params)
+
+
+def tuning_runs(sweep: Sweep) -> list[Planned]:
+    """A run for each factor in `tune`: the cheapest of the smallest size."""
+    if not sweep.tune:
+        return []
+    layers = min(run.config.model.layers for run in planned(sweep))
+    first = next(run for run in planned(sweep) if run.config.model.layers == layers)
+    return [
+        dataclasses.replace(
+            first,
+            name=f"{TUNING}/rates-times-{factor:g}",
+            config=with_rates(first.config, factor),
+        )
+        for factor in sorted(set(sweep.tune))
+    ]
+
+
+def with_rates(config: PretrainConfig, factor: float) -> PretrainConfig:
+    """The settings with every learning rate times `factor`."""
+    names = (f"{group}learning_rate" for group in ("", "embedding_", "head_", "vector_"))
+    rates = {name: getattr(config.optimizer, name) for name in names}
+    scaled = {name: rate * factor for name, rate in rates.items() if rate is not None}
+    optimizer = dataclasses.replace(config.optimizer, **scaled)
+    return dataclasses.replace(config, optimizer=optimizer)
 
 
 def share_of(runs: list[Planned], shard: tuple[int, int]) -> list[Planned]:

@@ -3,8 +3,10 @@
 import csv
 import dataclasses
 import io
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -18,9 +20,11 @@ from ..records import final_name, read_json, write_json, write_text
 from ..run import REPORT, SUMMARY, TOKENIZER, Run, note
 from ..sizes import table, with_expected_model
 from ..stage import run_stage
-from .sweep import Planned, Sweep, planned, share_of
+from .sweep import Planned, Sweep, planned, share_of, tuning_runs, with_rates
 
-SWEEP, TABLE = "sweep.json", "runs.csv"
+SWEEP, TUNED, TABLE = "sweep.json", "tuning.json", "runs.csv"
+PAUSE = 5.0  # seconds between looks at what another shard does
+VALIDATION = "val_nats_per_token"
 COLUMNS = ("run", "layers", "width", "seed", "N", "N_blocks", "D", "C", "loss", "seconds")
 
 Say = Callable[[str], None]
@@ -38,18 +42,63 @@ def run_sweep(sweep: Sweep, shard: tuple[int, int] = (1, 1), *, say: Say = note)
     with Signals() as signals:
         whole, tokenizer = settled(sweep, say)
         begin(sweep, tokenizer)
+        whole = tuned(whole, tokenizer, shard, signals, say)
         runs = share_of(planned(whole), shard)
-        missing = [run for run in runs if not finished(folder, run)]
-        say(f"{len(runs)} runs, {len(runs) - len(missing)} of them finished")
-        stage = dataclasses.replace(PRETRAIN, settle=lambda config, *_: (config, tokenizer))
-        for number, run in enumerate(missing, 1):
-            signals.check()
-            say(f"\n{number} of {len(missing)}: {run.name}")
-            run_stage(stage, dataclasses.replace(run.config, out=str(folder / run.name)))
-            jax.clear_caches()  # of programs: the next run has other shapes
+        for _ in made(runs, folder, tokenizer, signals, say):
             write_table(folder)
         write_table(folder)
     return folder
+
+
+def made(
+    runs: Sequence[Planned], folder: Path, tokenizer: Tokenizer, signals: Signals, say: Say
+) -> Iterator[Planned]:
+    """Make those of the runs that are missing; each is given once it is finished."""
+    missing = [run for run in runs if not finished(folder, run)]
+    say(f"{len(runs)} runs, {len(runs) - len(missing)} of them finished")
+    stage = dataclasses.replace(PRETRAIN, settle=lambda config, *_: (config, tokenizer))
+    for number, run in enumerate(missing, 1):
+        signals.check()
+        say(f"\n{number} of {len(missing)}: {run.name}")
+        run_stage(stage, dataclasses.replace(run.config, out=str(folder / run.name)))
+        jax.clear_caches()  # of programs: the next run has other shapes
+        yield run
+
+
+def tuned(
+    sweep: Sweep, tokenizer: Tokenizer, shard: tuple[int, int], signals: Signals, say: Say
+) -> Sweep:
+    """The sweep with the rates that are best at the smallest size. The first shard tries them; the
+    others wait for what it finds, in tuning.json."""
+    folder = Path(sweep.out)
+    runs = tuning_runs(sweep)
+    if not runs:
+        return sweep
+    path = folder / TUNED
+    if not path.exists() and shard[0] > 1:
+        say(f"waiting for {path}: the first shard tries the learning rates")
+        while not path.exists():
+            signals.check()
+            time.sleep(PAUSE)
+    if not path.exists():
+        say("learning rates, tried at the smallest size")
+        for _ in made(runs, folder, tokenizer, signals, say):
+            pass
+        losses = [Run(folder / run.name).read(SUMMARY)[VALIDATION] for run in runs]
+        write_json(path, tuning_of(sorted(set(sweep.tune)), losses))
+    found = read_json(path)
+    if [one["factor"] for one in found["tried"]] != sorted(set(sweep.tune)):
+        raise UserError(f"{path}: other factors were tried than {sweep.tune}: name another --out")
+    say(f"learning rates: times {found['best']:g}{' (of those tried the last)' * found['edge']}")
+    return dataclasses.replace(sweep, base=with_rates(sweep.base, found["best"]))
+
+
+def tuning_of(factors: Sequence[float], losses: Sequence[float]) -> dict:
+    """tuning.json: what was tried, which is best, and whether none was tried beyond it."""
+    best = min(range(len(factors)), key=lambda i: losses[i])
+    tried = [{"factor": f, "loss": x} for f, x in zip(factors, losses, strict=True)]
+    edge = len(factors) > 1 and best in (0, len(factors) - 1)
+    return {"best": factors[best], "edge": edge, "tried": tried}
 
 
 def settled(sweep: Sweep, say: Say = note) -> tuple[Sweep, Tokenizer]:
@@ -113,30 +162,38 @@ def write_table(folder: Path) -> None:
     """runs.csv: a line for each finished run in the folder, those of other shards among them."""
     written: list[Path] = []
     while (found := sorted(path.parent for path in folder.glob(f"*/{SUMMARY}"))) != written:
-        rows = [line_of(Run(path)) for path in found]
+        rows = sorted(
+            (line_of(Run(path)) for path in found), key=lambda row: (row["C"], row["run"])
+        )
+        columns = dict.fromkeys(name for row in rows for name in row) or COLUMNS
         text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerows([COLUMNS, *sorted(rows, key=lambda row: (row[COLUMNS.index("C")], row))])
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
         write_text(folder / TABLE, text.getvalue())
         written = found  # one that was finished meanwhile may have been written over
 
 
-def line_of(run: Run) -> tuple:
-    """The figures of a run, as COLUMNS names them; C = 6 N D of all parameters."""
+def line_of(run: Run) -> dict[str, Any]:
+    """The figures of a run, as COLUMNS names them, and of a mixture the loss on each source; C =
+    6 N D of all parameters."""
     config, summary = run.config(), run.read(SUMMARY)
     model, tokens = config.model, summary["tokens"]
     params = model.parameters()
-    return (
+    values = (
         *(run.path.name, model.layers, model.width, config.seed),
         *(params, model.parameters(embeddings=False), tokens, 6 * params * tokens),
-        *(summary["val_nats_per_token"], summary["seconds"]),
+        *(summary[VALIDATION], summary["seconds"]),
     )
+    of_source = f"{VALIDATION}/"
+    each = {f"loss/{k.removeprefix(of_source)}": v for k, v in summary.items() if of_source in k}
+    return {**dict(zip(COLUMNS, values, strict=True)), **each}
 
 
 def describe_sweep(sweep: Sweep) -> list[str]:
     """`aludel info SWEEP`: its runs, the vocabulary as large as the tokenizer may have it."""
     whole = dataclasses.replace(sweep, base=with_expected_model(sweep.base))
-    return table(plan_rows(planned(whole)))
+    return table(plan_rows([*tuning_runs(whole), *planned(whole)]))
 
 
 def plan_rows(runs: Sequence[Planned]) -> list[tuple[str, ...]]:
