@@ -3,19 +3,26 @@
 from pathlib import Path
 
 from ..errors import UserError
+from ..memory import keep_memory
 from .ending import AGAIN, stoppable
 from .parsing import Parser, subcommand, taken
 from .settings import find_config
 
 
 def scale(args: list[str]) -> int:
-    """Scaling curves: `scale run`, `scale fit` and `scale predict`."""
+    """Scaling curves: `scale run`, `scale fit`, `scale predict` and `scale probe`."""
     usage = (
         "usage: aludel scale run SWEEP [flags]           the runs of a ladder that are missing\n"
         "       aludel scale fit RUNS|FILE.csv [flags]   laws of finished runs, with intervals\n"
-        "       aludel scale predict FIT [flags]         the loss of a run that was not made"
+        "       aludel scale predict FIT [flags]         the loss of a run that was not made\n"
+        "       aludel scale probe FOLDER [flags]        what a ladder can do, and whether suddenly"
     )
-    commands = {"run": scale_run, "fit": scale_fit, "predict": scale_predict}
+    commands = {
+        "run": scale_run,
+        "fit": scale_fit,
+        "predict": scale_predict,
+        "probe": scale_probe,
+    }
     return subcommand("scale", commands, usage, args)
 
 
@@ -33,7 +40,7 @@ def scale_run(args: list[str]) -> int:
         return 0
     from ..train.config import with_out
     from ..train.flags import parse_flags
-    from ..train.scaling.sweep import planned, share_of
+    from ..train.scaling.sweep import planned, share_of, tuning_runs
     from ..train.scaling.sweeping import plan_rows, run_sweep, settled
     from ..train.sizes import table
 
@@ -44,7 +51,9 @@ def scale_run(args: list[str]) -> int:
     sweep = parse_flags(find_config(name, "scale run"), flags, f"aludel scale run {name}")
     sweep = with_out(sweep, Path("runs") / Path(name).stem)
     if dry:
-        runs = share_of(planned(settled(sweep.resolved())[0]), part)
+        whole, _ = settled(sweep.resolved())
+        runs = share_of(planned(whole), part)
+        runs = [*tuning_runs(whole), *runs] if part[0] == 1 else runs
         print("\n".join(table(plan_rows(runs))))
         return 0
     out = stoppable(lambda: run_sweep(sweep, part))
@@ -86,6 +95,12 @@ def scale_fit(args: list[str]) -> int:
         default=[],
         help="which column holds N, D, C, loss, or U (tokens that differ); may be repeated",
     )
+    parser.add_argument(
+        "--validation",
+        default="",
+        metavar="SOURCE",
+        help="of runs on a mixture, the loss on this source (on all that was held out)",
+    )
     parser.add_argument("--drop-highest", type=int, default=0, help="runs of highest loss (0)")
     parser.add_argument("--hold-out", type=int, default=0, help="runs of most compute (0)")
     parser.add_argument("--irreducible", default="free", help="E: free, or a number (free)")
@@ -120,6 +135,7 @@ def scale_fit(args: list[str]) -> int:
         seed=options.seed,
         laws=options.law,
         embeddings=options.count == "all",
+        validation=options.validation,
     )
     print(counted(fitted))
     print("\n".join(table(parameter_rows(fitted))))
@@ -170,4 +186,53 @@ def scale_predict(args: list[str]) -> int:
 
     made = predict(options.fit, options.params, options.tokens, options.flops)
     print("\n".join(table(prediction_rows(made))))
+    return 0
+
+
+def scale_probe(args: list[str]) -> int:
+    """Ask what the runs of a ladder can do."""
+    parser = Parser(
+        "aludel scale probe",
+        description="What a ladder can do: every kept checkpoint of the longest run of each size "
+        "is asked, and right answers and log-probs are drawn against compute. The same command "
+        "goes on after an interruption.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="the folder of a sweep's runs")
+    parser.add_argument("--control", metavar="FOLDER", help="of a like sweep on other text")
+    parser.add_argument("--kind", action="append", default=[], help="of exercises; may be repeated")
+    parser.add_argument(
+        "--shots", type=int, nargs="+", default=[0, 3], help="examples before a question (0 3)"
+    )
+    parser.add_argument("--questions", type=int, default=200, help="of each kind, at most (200)")
+    parser.add_argument(
+        "--run-code", action="store_true", help="judge code by running it, in a jail (Linux)"
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", help="where emergence.html and emergence.png go (FOLDER)"
+    )
+    options = parser.parse(args)
+    from ..train.probes.emerging import emerge
+    from ..train.probes.page import reading_rows
+    from ..train.sizes import table
+
+    keep_memory()
+
+    def probed() -> Path:
+        readings, page = emerge(
+            options.folder,
+            control=options.control,
+            kinds=options.kind,
+            shots=options.shots,
+            count=options.questions,
+            run_code=options.run_code,
+            out=options.out,
+        )
+        print("\n".join(table(reading_rows(readings))))
+        return page
+
+    page = stoppable(probed)
+    if page is None:
+        return AGAIN
+    print(page)
     return 0

@@ -14,6 +14,7 @@ from aludel.errors import UserError
 from aludel.model import Decoder, DecoderConfig, Execution, head_of, init_params
 from aludel.train.probes.asking import Asked, Question, _is_right, make_asker, questions_of
 from aludel.train.probes.probing import figures, read_questions
+from aludel.train.probes.recall import ask_signatures
 
 from . import runs
 from .jails import jailed
@@ -42,6 +43,25 @@ def test_questions_are_held_out_and_their_examples_are_not(kind):
                 line[: line.rindex(" return") + 7] if kind == "code" else line.split("=")[0] + "="
             )
             assert not held_out(Exercise(kind, prompt, ""))
+
+
+def test_recall_asks_for_signatures_that_are_the_only_ones():
+    texts = [
+        "def one(a, b=2):\n    pass\n\n\ndef twice(a):\n    pass\n",
+        "def twice(b):\n    pass\n\n\ndef none():\n    pass\n",
+        "def one(a, b=2):\n    pass\n\n\ndef other(*args):\n    pass\n",
+        f"def long({'x' * 41}):\n    pass\n",
+    ]
+    found = ask_signatures(texts, 0, 9)
+    assert {(one.prompt, one.answer) for one in found} == {
+        ("def one(", "a, b=2):"),
+        ("def other(", "*args):"),
+    }
+    (asked,) = ask_signatures(texts, 1, 1)  # the other is the example
+    example, prompt = asked.prompt.split("\n")
+    assert example in ("def one(a, b=2):", "def other(*args):")
+    assert example.split("(")[0] != prompt.split("(")[0]
+    assert ask_signatures(texts, 0, 9) == found != ask_signatures(texts, 0, 9, seed=2)
 
 
 def test_a_small_kind_has_fewer_questions():

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from ...data.exercises import KINDS
@@ -13,9 +14,11 @@ from ..records import write_json
 from ..restore import load_params
 from ..run import find_run
 from .asking import Asked, Question, make_asker, questions_of
+from .recall import RECALL, signature_questions
 from .sandbox import obstacle
 
-PROBES = "probes.json"
+RESULTS = "probes.json"
+PROBES = (*KINDS, RECALL)
 
 
 def probe(
@@ -31,9 +34,7 @@ def probe(
 ) -> list[dict]:
     """A record for each probe, also written as JSON: how often the right answer was given, and its
     log-prob, with 95% intervals over questions. Raises UserError for what the user can mend."""
-    for kind in kinds:
-        if kind not in KINDS:
-            raise UserError(f"no exercises of kind {kind!r}{nearest(kind, KINDS)}")
+    check_kinds(kinds)
     if count < 1 or min(shots, default=0) < 0:
         raise UserError("--questions must be at least 1 and --shots must not be negative")
     if run_code and obstacle():
@@ -48,7 +49,7 @@ def probe(
         answers = ask(params, questions)
         found.append({"probe": kind, "shots": number, **figures(answers)})
     write_json(
-        Path(out).expanduser() if out else run.path / PROBES,
+        Path(out).expanduser() if out else run.path / RESULTS,
         {"run": str(run.path.absolute()), "step": meta["step"], "probes": found},
     )
     return found
@@ -58,9 +59,22 @@ def _probes(kinds: Sequence[str], shots: Sequence[int], count: int, file: str | 
     if file:
         yield Path(file).stem, 0, read_questions(file)
         return
-    for kind in kinds or KINDS:
+    for kind in kinds or PROBES:
         for number in shots:
-            yield kind, number, questions_of(kind, number, count)
+            yield kind, number, questions_about(kind, number, count)
+
+
+def check_kinds(kinds: Sequence[str]) -> None:
+    """`UserError` for a kind that there is not."""
+    for kind in kinds:
+        if kind not in PROBES:
+            raise UserError(f"no probe of kind {kind!r}{nearest(kind, PROBES)}")
+
+
+def questions_about(kind: str, shots: int, count: int) -> list[Question]:
+    """Of one of PROBES: exercises, or what is remembered of Python's library."""
+    ask = signature_questions if kind == RECALL else partial(questions_of, kind)
+    return ask(shots, count)
 
 
 def figures(answers: Sequence[Asked]) -> dict:
