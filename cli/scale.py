@@ -1,4 +1,5 @@
-"""The command `aludel scale`: the runs of a sweep, laws fitted to runs, what they predict."""
+"""The command `aludel scale`: the runs of a sweep, laws fitted to runs, what they predict, and the
+batch that a run has use for."""
 
 from pathlib import Path
 
@@ -10,18 +11,20 @@ from .settings import find_config
 
 
 def scale(args: list[str]) -> int:
-    """Scaling curves: `scale run`, `scale fit`, `scale predict` and `scale probe`."""
+    """Scaling curves: the runs of a ladder, the laws of runs, and what can be asked of both."""
     usage = (
         "usage: aludel scale run SWEEP [flags]           the runs of a ladder that are missing\n"
         "       aludel scale fit RUNS|FILE.csv [flags]   laws of finished runs, with intervals\n"
         "       aludel scale predict FIT [flags]         the loss of a run that was not made\n"
-        "       aludel scale probe FOLDER [flags]        what a ladder can do, and whether suddenly"
+        "       aludel scale probe FOLDER [flags]        what a ladder can do, and whether suddenly\n"
+        "       aludel scale noise RUN [flags]           up to what batch more rows save steps"
     )
     commands = {
         "run": scale_run,
         "fit": scale_fit,
         "predict": scale_predict,
         "probe": scale_probe,
+        "noise": scale_noise,
     }
     return subcommand("scale", commands, usage, args)
 
@@ -235,4 +238,28 @@ def scale_probe(args: list[str]) -> int:
     if page is None:
         return AGAIN
     print(page)
+    return 0
+
+
+def scale_noise(args: list[str]) -> int:
+    """Measure the gradient noise scale of a run."""
+    parser = Parser(
+        "aludel scale noise",
+        description="The gradient noise scale of a run (McCandlish et al. 2018): well below it a "
+        "batch twice as large nearly halves the steps, far above it more rows only cost text.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", metavar="RUN", help="the folder of a pretraining run")
+    parser.add_argument("--checkpoint", default="newest", help="newest, best or a step (newest)")
+    parser.add_argument("--batches", type=int, default=32, help="gradients to compare (32)")
+    parser.add_argument("--rows", type=int, help="in each of them (the run's batch)")
+    options = parser.parse(args)
+    from ..train.scaling.noise import measure, noise_rows
+    from ..train.sizes import table
+
+    keep_memory()
+    found = measure(
+        options.run, checkpoint=options.checkpoint, count=options.batches, rows=options.rows
+    )
+    print("\n".join(table(noise_rows(found))))
     return 0
