@@ -174,8 +174,9 @@ def scale_predict(args: list[str]) -> int:
     """Predict a run's loss from a fit."""
     parser = Parser(
         "aludel scale predict",
-        description="The loss of a run that was not made, with an interval, and the split of its "
-        "compute at which the law's loss is lowest.",
+        description="The loss of a run that was not made, with an interval, the split of its "
+        "compute at which the law's loss is lowest, and the size, learning rates and batch by the "
+        "rule of the fit's runs.",
         allow_abbrev=False,
     )
     parser.add_argument("fit", metavar="FIT", help="fit.json, or the folder that holds it")
@@ -184,11 +185,13 @@ def scale_predict(args: list[str]) -> int:
     parser.add_argument("--flops", type=float, help="C = 6 N D: alone, it is split at best")
     options = parser.parse(args)
     from ..train.scaling import predict
-    from ..train.scaling.tables import prediction_rows
+    from ..train.scaling.recipe import read_recipe
+    from ..train.scaling.tables import prediction_rows, recipe_rows
     from ..train.sizes import table
 
     made = predict(options.fit, options.params, options.tokens, options.flops)
-    print("\n".join(table(prediction_rows(made))))
+    advice = recipe_rows(read_recipe(options.fit), made.params)
+    print("\n".join(table([*prediction_rows(made), *advice])))
     return 0
 
 

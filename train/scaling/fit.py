@@ -7,18 +7,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...errors import UserError
+from ..config import to_json
 from ..intervals import Interval
 from ..records import write_json, write_text, writing
+from ..run import Run
 from .envelope import EnvelopeFit, fit_envelope
 from .isoflop import IsoflopFit, fit_isoflop
 from .kaplan import KaplanFit, fit_kaplan
 from .parametric import Law, ParametricFit, fit_parametric
 from .points import Points, read_csv, split_by_compute, without_highest
-from .predict import FIELDS, LEVEL, between, predicted_loss
+from .predict import FIELDS, FIT, LEVEL, between, predicted_loss
+from .recipe import recipe_of
 from .repeated import RepeatedFit, fit_repeated
 from .runs import read_runs
 
-FIT, PAGE = "fit.json", "fit.html"
+PAGE = "fit.html"
 LAWS = ("parametric", "isoflop", "envelope", "kaplan", "repeated")
 FAR = 5.0  # median absolute deviations: residuals beyond are named
 
@@ -114,7 +117,12 @@ def fit_scaling(
     )
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    write_json(out / FIT, as_json(fitted) | {"source": source.name, "unfinished": unfinished})
+    recipe = None  # a table has none
+    if source.is_dir():
+        configs = [Run(source / name).config() for name in everything.where]
+        recipe = to_json(recipe_of(configs, embeddings))
+    about = {"source": source.name, "unfinished": unfinished, "recipe": recipe}
+    write_json(out / FIT, as_json(fitted) | about)
     write_text(out / PAGE, page(fitted, source.name))
     return fitted
 

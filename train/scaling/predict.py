@@ -11,6 +11,7 @@ from ..records import read_json
 from .optimum import Optimum, compute_optimal
 from .parametric import Law
 
+FIT = "fit.json"
 LEVEL = 0.95
 FIELDS = ("A", "B", "E", "alpha", "beta")
 
@@ -75,6 +76,8 @@ def predict(
     if params is None or tokens is None:
         raise UserError("say of which run: --params N --tokens D, or --flops C")
     compute = 6 * params * tokens
+    if not np.isfinite(compute):
+        raise UserError(f"a run of {params:g} parameters and {tokens:g} tokens is none")
     best, of_draws = compute_optimal(law, compute), compute_optimal(draws, compute)
     return Prediction(
         params,
@@ -86,10 +89,15 @@ def predict(
     )
 
 
+def fit_file(path: str | Path) -> Path:
+    """The fit.json that is meant by it or by its folder."""
+    path = Path(path).expanduser()
+    return path / FIT if path.is_dir() else path
+
+
 def read_fit(path: str | Path) -> tuple[Law, Law, np.ndarray]:
     """(the law, its bootstrap draws, the noise of log L) of a fit.json or its folder."""
-    path = Path(path).expanduser()
-    path = path / "fit.json" if path.is_dir() else path
+    path = fit_file(path)
     values = read_json(path)
     try:
         law = Law(*(float(values[name]) for name in FIELDS))

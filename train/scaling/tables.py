@@ -3,6 +3,7 @@
 from ..intervals import Interval
 from .fit import Fitted, interval_of
 from .predict import FIELDS, Prediction, between
+from .recipe import RATES, Recipe, nearest_size
 
 SHOWN = {"alpha": "α", "beta": "β"}
 
@@ -120,6 +121,55 @@ def prediction_rows(made: Prediction) -> list[tuple[str, str, str]]:
         ),
         ("loss", f"{made.best_loss.value:.4f}", span(made.best_loss)),
     ]
+
+
+def recipe_rows(recipe: Recipe | None, params: float) -> list[tuple[str, str, str]]:
+    """(name, value, what it holds for) of how to train a run of N = `params` as the fit's were."""
+    if recipe is None:
+        says = "the fit comes of a table, or was made before fits kept rates and batch"
+        return [("recipe", "unknown", says)]
+    found = nearest_size(recipe, params)
+    if found is None:
+        size = ("nearest size", "unknown", "the runs have no one rule of width and depth")
+    else:
+        model, count = found
+        shape = f"{model.layers:,} blocks, {model.width:,} wide"
+        size = ("nearest size of the runs' rule", shape, f"{number(count)} parameters")
+    if recipe.tokens_per_step is None:
+        batch = ("batch", "unknown", "the runs differ in it")
+    else:
+        says = "as the runs had it; aludel scale noise RUN says up to what batch more rows help"
+        batch = ("batch", f"{recipe.tokens_per_step:,} tokens", says)
+    return [size, *_rate_rows(recipe), batch]
+
+
+def _rate_rows(recipe: Recipe) -> list[tuple[str, str, str]]:
+    """The rate of matrices, and those of the groups that have another."""
+    carried = (
+        _carried("width", recipe.tuned_width, recipe.widths),
+        _carried("layers", recipe.tuned_layers, recipe.layers),
+    )
+    optimizer = recipe.optimizer or "the runs differ in the optimiser"
+    rows = [(f"learning rate ({optimizer})", _rate(recipe.learning_rate), "; ".join(carried))]
+    for field, group in RATES.items():
+        rate = getattr(recipe, field)
+        if group != "matrix" and (rate is None or rate != recipe.learning_rate):
+            rows.append((f"  {group}", _rate(rate), ""))
+    return rows
+
+
+def _rate(rate: float | None) -> str:
+    return "unknown: the runs differ" if rate is None else f"{rate:g}"
+
+
+def _carried(what: str, tuned: int | None, had: tuple[int, ...]) -> str:
+    """Of which widths, or depths, a rate holds."""
+    if tuned is None:
+        return f"the runs differ in model.tuned_{what}"
+    if tuned:
+        return f"model.tuned_{what} = {tuned} scales it"
+    name = {"width": "widths", "layers": "depths"}[what]
+    return f"tuned for the runs' {name} only ({', '.join(map(str, had))})"
 
 
 def number(value: float) -> str:
