@@ -1,4 +1,4 @@
-"""Learning rates that carry over width and depth: `tuned_width`, `tuned_layers`."""
+"""Learning rates that carry over, `tuned_width` and `tuned_layers`; and whether they do."""
 
 import dataclasses
 import math
@@ -11,6 +11,7 @@ from aludel.errors import UserError
 from aludel.model import DecoderConfig, Execution, init_params, param_groups, param_growths
 from aludel.train import OptimizerConfig, make_optimizer
 from aludel.train.scaling.coordinates import coordinates, slopes, transferring
+from aludel.train.scaling.transfer import floor, missing, transfer
 
 BASE = DecoderConfig(
     vocab_size=61, layers=2, width=32, heads=2, context=32, activation="gelu", norm_affine=True
@@ -125,3 +126,51 @@ def test_deviations_of_a_grown_decoder():
 def test_impossible_settings(fields, said):
     with pytest.raises(UserError, match=said):
         dataclasses.replace(BASE, **fields)
+
+
+def valley(best: float, bend: float = 0.1) -> dict[float, float]:
+    """Loss by factor, lowest at `best`, where it is 2."""
+    factors = [2.0**n for n in range(-3, 4)]
+    return {factor: 2.0 + bend * math.log(factor / best) ** 2 for factor in factors}
+
+
+def of_seeds(losses: dict[float, float], *offsets: float) -> dict[float, dict[int, float]]:
+    """The same with seeds that differ by so much."""
+    return {
+        factor: {seed: loss + more for seed, more in enumerate(offsets)}
+        for factor, loss in losses.items()
+    }
+
+
+def test_the_floor_lies_between_the_factors_that_were_tried():
+    found = floor(valley(1.3))
+    assert found.near == (0.5, 1.0, 2.0)
+    np.testing.assert_allclose((found.factor, found.loss), (1.3, 2.0), rtol=1e-9)
+
+
+@pytest.mark.parametrize("above", [{}, {4.0: math.inf}])
+def test_without_a_neighbour_the_floor_is_the_lowest_itself(above):
+    assert floor({1.0: 2.2, 2.0: 2.1} | above) == (2.0, 2.1, (2.0,))
+
+
+def test_rates_are_tried_until_the_lowest_has_neighbours_with_all_seeds():
+    trained: dict[float, dict[int, float]] = {}
+    while pairs := missing(trained, (0.25, 0.5, 1.0), (0, 1)):
+        for factor, seed in pairs:
+            loss = math.inf if factor > 8 else math.log(factor / 6) ** 2
+            trained.setdefault(factor, {})[seed] = loss + 0.5 * seed
+    assert {factor for factor, by in trained.items() if len(by) == 2} >= {4.0, 8.0, 16.0}
+    assert trained[16.0] == {0: math.inf, 1: math.inf}
+    assert set(trained[0.25]) == {0}
+
+
+def test_what_the_widths_show():
+    losses = {32: of_seeds(valley(1.0), 0.0, 0.1), 64: of_seeds(valley(1.5), 0.0, 0.1)}
+    at_one = {width: by[1.0] for width, by in losses.items()}
+    found = transfer(losses, at_one, [0, 1])
+    np.testing.assert_allclose(found.moved, (1.5, 1.5, 1.5))  # both seeds say the same
+    narrow, wide = found.widths
+    assert (narrow.width, narrow.shift.value, wide.sampled) == (32, 1.0, 2.0)
+    np.testing.assert_allclose(wide.loss, (2.05, 2.0, 2.1))
+    np.testing.assert_allclose(narrow.excess, 0.0, atol=1e-12)
+    np.testing.assert_allclose(found.worst.value, 0.1 * math.log(1.5) ** 2 / 2.05)
