@@ -16,7 +16,7 @@ def scale(args: list[str]) -> int:
         "usage: aludel scale run SWEEP [flags]           the runs of a ladder that are missing\n"
         "       aludel scale fit RUNS|FILE.csv [flags]   laws of finished runs, with intervals\n"
         "       aludel scale predict FIT [flags]         the loss of a run that was not made\n"
-        "       aludel scale probe FOLDER [flags]        what a ladder can do, and whether suddenly\n"
+        "       aludel scale probe FOLDER [flags]        what a ladder can do, and if suddenly\n"
         "       aludel scale noise RUN [flags]           up to what batch more rows save steps"
     )
     commands = {

@@ -42,13 +42,12 @@ ladder = Sweep(
 
 CONFIGS = {
     "ladder": ladder,
-    # The same without exercises, at the largest budget: what text alone teaches of them.
+    # The same without exercises, the longest run of each size: what text alone teaches of them.
     "ladder-control": dataclasses.replace(
         ladder,
         base=dataclasses.replace(ladder.base, data=("python-packages",)),
         flops=ladder.flops[-1:],
-        held_out_layers=0,
-        held_out_flops=0.0,
         smallest=0,
+        tune=(),
     ),
 }

@@ -86,7 +86,7 @@ def test_one_run_more_to_be_predicted():
 
 
 def test_the_ladder_determines_its_laws():
-    """At least three sizes at each of three budgets, and a run of 8 times the compute of any other."""
+    """Three sizes or more at each of three budgets, and a run of 8 times the compute of any."""
     sweep = named("ladder")
     model = sweep.base.model.with_vocab(1024)
     sweep = dataclasses.replace(sweep, base=dataclasses.replace(sweep.base, model=model))
