@@ -78,8 +78,11 @@ class Runs:
         """shared: settings of all that are to be found and made."""
         self._path, self._shared = path, shared
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text().splitlines() if path.exists() else []
-        self._lines = [json.loads(line) for line in lines]
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        whole = [line for line in lines if line.endswith("\n")]  # a killed one left a part
+        if whole != lines:
+            path.write_text("".join(whole))
+        self._lines = [json.loads(line) for line in whole]
 
     def losses(self, model: DecoderConfig) -> dict[float, dict[int, float]]:
         """Of a decoder: by factor and seed."""

@@ -83,9 +83,9 @@ def decoder_of(config: PretrainConfig, kind: str, width: int, narrowest: int) ->
 
 def measure(config: PretrainConfig, corpus: Corpus, args: argparse.Namespace) -> dict:
     """By kind: what all widths show, and by width the losses."""
-    shared = {name: getattr(args, name) for name in ("optimizer", "layers", "steps")}
     narrowest = args.widths[0]
-    runs = Runs(args.runs, {**shared, "narrowest": narrowest})
+    about = {"layers": args.layers, "steps": args.steps, "narrowest": narrowest}
+    runs = Runs(args.runs, {**about, "optimizer": dataclasses.asdict(config.optimizer)})
     found = {}
     for kind in KINDS:
         losses, there = {}, {}

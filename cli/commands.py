@@ -32,6 +32,7 @@ usage: aludel COMMAND ...
   info CONFIG|RUN            shapes, parameters, FLOPs, memory
   data build|info|check      token stores: make them, describe one, verify its checksums
   scale run|fit|predict      ladders of runs, their scaling laws, what a larger one will reach
+  scale probe FOLDER         what a ladder's runs can do, and whether suddenly
   scale noise RUN            the gradient noise scale: up to what batch more rows save steps
 
 aludel COMMAND --help says more; aludel pretrain CONFIG --help lists every setting."""

@@ -102,7 +102,7 @@ def scale_fit(args: list[str]) -> int:
         "--validation",
         default="",
         metavar="SOURCE",
-        help="of runs on a mixture, the loss on this source (on all that was held out)",
+        help="of runs on a mixture, the loss on this source (on all of them together)",
     )
     parser.add_argument("--drop-highest", type=int, default=0, help="runs of highest loss (0)")
     parser.add_argument("--hold-out", type=int, default=0, help="runs of most compute (0)")

@@ -18,9 +18,9 @@ ladder = Sweep(
         batch=8,
         optimizer=dataclasses.replace(
             demo.optimizer,
-            learning_rate=0.02,
-            embedding_learning_rate=0.02,
-            head_learning_rate=0.02,
+            learning_rate=0.04,
+            embedding_learning_rate=0.04,
+            head_learning_rate=0.04,
         ),
         eval_every=0,
         eval_tokens=32768,
@@ -30,10 +30,10 @@ ladder = Sweep(
     ),
     layers=(2, 3, 4, 5, 6, 7),
     width_of_layer=16,
-    flops=(8e11, 2.5e12, 8e12),
-    between=(0.75, 110.0),
+    flops=(1.2e12, 3e12, 7e12),
+    between=(0.4, 110.0),
     held_out_layers=6,
-    held_out_flops=6.5e13,
+    held_out_flops=5.7e13,
     smallest=2,
     seeds_of_smallest=3,
     tune=(0.25, 0.5, 1.0, 2.0, 4.0),
@@ -46,8 +46,8 @@ CONFIGS = {
     "ladder-control": dataclasses.replace(
         ladder,
         base=dataclasses.replace(ladder.base, data=("python-packages",)),
-        flops=ladder.flops[-1:],
+        flops=ladder.flops[1:],
         smallest=0,
-        tune=(),
+        tune=(),  # its rates are the ladder's
     ),
 }

@@ -51,6 +51,7 @@ def test_recall_asks_for_signatures_that_are_the_only_ones():
         "def twice(b):\n    pass\n\n\ndef none():\n    pass\n",
         "def one(a, b=2):\n    pass\n\n\ndef other(*args):\n    pass\n",
         f"def long({'x' * 41}):\n    pass\n",
+        "def method(a):\n    pass\n\n\nclass A:\n    def method(self, b):\n        pass\n",
     ]
     found = ask_signatures(texts, 0, 9)
     assert {(one.prompt, one.answer) for one in found} == {

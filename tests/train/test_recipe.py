@@ -51,7 +51,7 @@ def test_the_recipe_is_what_the_runs_had():
     assert cells(found)["batch"][0] == "64 tokens"
     assert cells(found)["learning rate (muon)"] == (
         "0.01",
-        "model.tuned_width = 24 scales it; model.tuned_layers = 3 scales it",
+        "model.tuned_width = 24 scales the head's; model.tuned_layers = 3 scales it",
     )
     assert cells(found)["head"][0] == "0.004" and "embedding" not in cells(found)
 

@@ -3,6 +3,8 @@
 import csv
 import dataclasses
 import json
+import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +18,7 @@ from aludel.model import DecoderConfig
 from aludel.train import OptimizerConfig
 from aludel.train.config import PretrainConfig
 from aludel.train.run import Run
-from aludel.train.scaling import Sweep
+from aludel.train.scaling import Sweep, run_sweep
 from aludel.train.scaling.sweep import planned, share_of, sized, tuning_runs
 from aludel.train.scaling.sweeping import tuning_of
 
@@ -86,7 +88,7 @@ def test_one_run_more_to_be_predicted():
 
 
 def test_the_ladder_determines_its_laws():
-    """Three sizes or more at each of three budgets, and a run of 8 times the compute of any."""
+    """Four sizes or more at each of three budgets, and a run of 8 times the compute of any."""
     sweep = named("ladder")
     model = sweep.base.model.with_vocab(1024)
     sweep = dataclasses.replace(sweep, base=dataclasses.replace(sweep.base, model=model))
@@ -94,10 +96,23 @@ def test_the_ladder_determines_its_laws():
     assert len(fitted) >= 20 and held_out.flops >= 8 * fitted[-1].flops
     for flops in sweep.flops:
         near = [run_ for run_ in fitted if abs(run_.flops / flops - 1) < 0.01]
-        assert len({run_.config.model.layers for run_ in near}) >= 3
+        assert len({run_.config.model.layers for run_ in near}) >= 4
     blocks = [run_.config.model.parameters(embeddings=False) for run_ in fitted]
     assert len(set(blocks)) >= 6 and max(blocks) >= 30 * min(blocks)
     assert sum(run_.flops for run_ in fitted) + held_out.flops < 5e14
+
+
+def test_the_control_has_the_longest_run_of_each_size_of_the_ladder():
+    longest = {}
+    for name in ("ladder", "ladder-control"):
+        sweep = named(name)
+        model = sweep.base.model.with_vocab(1024)
+        sweep = dataclasses.replace(sweep, base=dataclasses.replace(sweep.base, model=model))
+        steps = longest[name] = {}
+        for run_ in planned(sweep):
+            layers = run_.config.model.layers
+            steps[layers] = max(steps.get(layers, 0), run_.config.steps)
+    assert longest["ladder"] == longest["ladder-control"]
 
 
 def test_rates_are_tried_on_the_cheapest_run_of_the_smallest_size():
@@ -117,6 +132,29 @@ def test_the_best_rate_is_taken_and_an_edge_is_said():
     assert found["best"] == 1.0 and not found["edge"]
     assert tuning_of([0.5, 1.0, 2.0], [2.0, 1.8, 1.7])["edge"]
     assert not tuning_of([3.0], [2.0])["edge"]
+
+
+def test_a_rate_that_diverged_is_never_the_best():
+    assert tuning_of([0.5, 1.0, 2.0], [None, 1.5, float("nan")])["best"] == 1.0
+    with pytest.raises(UserError, match="every learning rate that was tried"):
+        tuning_of([0.5, 1.0], [None, float("nan")])
+
+
+def test_a_finished_run_of_other_settings_is_not_taken(sweep, undisturbed, tmp_path):
+    """As one is that was made before the rates were tried, or with other ones."""
+    out = tmp_path / "runs"
+    shutil.copytree(undisturbed, out)
+    assert run(["scale", "run", str(sweep), "--out", str(out), "--tune", "0.5", "4"]) == 2
+    record = json.loads((out / "tuning.json").read_text())
+    (out / "tuning.json").write_text(json.dumps({**record, "best": 1.5}))
+    config = settings(sweep)
+    with pytest.raises(UserError, match="optimizer.learning_rate is"):
+        run_sweep(dataclasses.replace(config, out=str(out)))
+
+
+def settings(path: Path) -> Sweep:
+    """The sweep of a file."""
+    return runpy.run_path(str(path))["config"]
 
 
 def test_checkpoints_are_kept_over_the_whole_of_a_run(undisturbed):

@@ -19,7 +19,7 @@ STEEP = 3.0
 """The factor of compute in which a rise is sought."""
 SUDDEN = 0.7
 """The share of a rise within it from which on it is sudden."""
-LACKING = 0.05
+LACKING = 0.1
 """The share of right answers below which an ability is absent."""
 
 ABSENT, UNCHANGED, UNRESOLVED = "absent", "no rise", "unresolved"

@@ -8,7 +8,7 @@ import jax
 
 from ...errors import UserError
 from ...model import Execution, MeshConfig, make_mesh
-from ..loop import Signals
+from ..loop import Signals, due
 from ..restore import load_params
 from ..run import SUMMARY, Run, note
 from .asking import Asked, Question, make_asker
@@ -80,13 +80,16 @@ def of_run(
     run_code: bool,
     say: Say,
 ) -> Iterator[Measured]:
-    """Yields what each checkpoint but that of step 0 answers to each probe, from `known` where it
-    is there. One asker serves all, so that its programs are compiled once."""
-    execution, mesh = Execution(), make_mesh(MeshConfig(data=1))
-    ask = make_asker(run.config().model, run.tokenizer(), execution, run_code)
+    """Yields what each checkpoint that was due answers to each probe, from `known` where it is
+    there. One asker serves all, so that its programs are compiled once."""
+    execution, mesh, config = Execution(), make_mesh(MeshConfig(data=1)), run.config()
+    ask = make_asker(config.model, run.tokenizer(), execution, run_code)
     for step in run.checkpoints.steps():
+        # Another one was saved because a signal came: a run that none stopped has it not.
+        if step == 0 or not due(step, config.checkpoint_every, config.steps):
+            continue
         params = None
-        for probe in probes if step else ():
+        for probe in probes:
             signals.check()
             key = (run.path.name, step, probe.name, probe.shots, len(probe.questions))
             if key in known:

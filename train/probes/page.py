@@ -47,7 +47,8 @@ RULE = (
     "right answers only, so that the measure made the jump (Schaeffer et al. 2023). Gradual: less, "
     f"of right answers. Absent: fewer than {LACKING:.0%} of the answers right at the most compute. "
     "No rise: the interval at the most compute does not lie above that at the least. Unresolved: "
-    "checkpoints too few or too far apart to tell."
+    "checkpoints too few or too far apart to tell. Within a run the rate has not yet fallen "
+    "as it has at its end: where it does so in a cooldown, part of a rise may be the cooldown's."
 )
 CAPTION = (
     "{}: the share of right answers and, beside it, the log-prob of the right answer a token, both "

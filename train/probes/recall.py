@@ -3,6 +3,7 @@ function by its name."""
 
 import random
 import re
+from collections import Counter
 from collections.abc import Iterable
 
 from ...data.corpus import load_corpus
@@ -10,6 +11,7 @@ from ...paths import cache_dir
 from .asking import Question
 
 RECALL = "signature"
+NAME = re.compile(r"^[ \t]*(?:async )?def (\w+)\(", re.MULTILINE)
 HEAD = re.compile(r"^def ([a-z]\w*)\(([^()\n]+)\):$", re.MULTILINE)
 LONGEST = 40  # characters of an answer
 
@@ -21,19 +23,24 @@ def signature_questions(shots: int, count: int, seed: int = 0) -> list[Question]
 
 
 def ask_signatures(texts: Iterable[str], shots: int, count: int, seed: int = 0) -> list[Question]:
-    """At most `count` questions about functions whose name has one signature in all of the texts:
-    of any other there is no right answer. There may be fewer."""
+    """At most `count` questions about functions of one signature wherever their name is defined in
+    the texts, as a method too: of any other there is no right answer. There may be fewer."""
     seen: dict[str, set[str]] = {}
+    defined: Counter[str] = Counter()
+    plain: Counter[str] = Counter()
     for text in texts:
+        defined.update(NAME.findall(text))
         for name, parameters in HEAD.findall(text):
             seen.setdefault(name, set()).add(parameters)
+            plain[name] += 1
     known = [
         (f"def {name}(", f"{min(parameters)}):")
         for name, parameters in sorted(seen.items())
-        if len(parameters) == 1 and len(min(parameters)) <= LONGEST
+        if len(parameters) == 1 and plain[name] == defined[name]
     ]
+    known = [(prompt, answer) for prompt, answer in known if len(answer) <= LONGEST]
     random.Random(f"{RECALL} {seed}").shuffle(known)
-    asked = known[:count]
-    examples = known[count : count + shots]
+    examples = known[:shots]
     before = "".join(f"{prompt}{answer}\n" for prompt, answer in examples)
+    asked = known[shots : shots + count]
     return [Question(before + prompt, answer) for prompt, answer in asked]

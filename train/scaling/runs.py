@@ -34,7 +34,11 @@ def read_runs(
         if loss is None or summary["steps"] < config.steps:
             left_out.append(path.name)
             continue
-        alike = {"tokenizer": digests.get("tokenizer"), "validation": digests.get("validation")}
+        alike = {
+            "tokenizer": digests.get("tokenizer"),
+            "validation": digests.get("validation"),
+            "final_eval_tokens": config.final_eval_tokens,
+        }
         first = first or (path.name, alike)
         for name, value in alike.items():
             if value != first[1][name]:

@@ -52,7 +52,8 @@ class Sweep:
     """Factors of all learning rates, tried on the smallest size with its least compute before
     anything else; the best one is taken for every run. Empty: the rates of `base`."""
     points: int = 0
-    """Checkpoints that are kept of each run, evenly spread over its steps; 0: as `base` says."""
+    """At most so many checkpoints are kept of each run, evenly spread over its steps; 0: as `base`
+    says."""
     most_epochs: float = 4.0
     """How often a run may see its text: beyond it, a law would measure repetition."""
     out: str = ""
@@ -193,7 +194,7 @@ def tuning_runs(sweep: Sweep) -> list[Planned]:
     return [
         dataclasses.replace(
             first,
-            name=f"{TUNING}/rates-times-{factor:g}",
+            name=f"{TUNING}/{first.name}-rates-times-{factor:g}",
             config=with_rates(first.config, factor),
         )
         for factor in sorted(set(sweep.tune))

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from ..corpus import Corpus, open_corpus, tokenizer_of, with_vocabulary
 from ..loop import Signals
 from ..pretrain import PRETRAIN
 from ..records import final_name, read_json, write_json, write_text
-from ..run import REPORT, SUMMARY, TOKENIZER, Run, note
+from ..run import REPORT, SUMMARY, TOKENIZER, Run, check_same, note
 from ..sizes import table, with_expected_model
 from ..stage import run_stage
 from .sweep import Planned, Sweep, planned, share_of, tuning_runs, with_rates
@@ -55,6 +56,9 @@ def made(
 ) -> Iterator[Planned]:
     """Make those of the runs that are missing; each is given once it is finished."""
     missing = [run for run in runs if not finished(folder, run)]
+    for run in runs:
+        if run not in missing:
+            check_same(Run(folder / run.name), PRETRAIN.name, run.config)
     say(f"{len(runs)} runs, {len(runs) - len(missing)} of them finished")
     stage = dataclasses.replace(PRETRAIN, settle=lambda config, *_: (config, tokenizer))
     for number, run in enumerate(missing, 1):
@@ -80,22 +84,27 @@ def tuned(
         while not path.exists():
             signals.check()
             time.sleep(PAUSE)
+    tried = {"runs": [Path(run.name).name for run in runs]}
     if not path.exists():
         say("learning rates, tried at the smallest size")
         for _ in made(runs, folder, tokenizer, signals, say):
             pass
-        losses = [Run(folder / run.name).read(SUMMARY)[VALIDATION] for run in runs]
-        write_json(path, tuning_of(sorted(set(sweep.tune)), losses))
+        losses = [Run(folder / run.name).read(SUMMARY).get(VALIDATION) for run in runs]
+        write_json(path, tried | tuning_of(sorted(set(sweep.tune)), losses))
     found = read_json(path)
-    if [one["factor"] for one in found["tried"]] != sorted(set(sweep.tune)):
-        raise UserError(f"{path}: other factors were tried than {sweep.tune}: name another --out")
+    if found["runs"] != tried["runs"]:
+        raise UserError(f"{path}: other learning rates or sizes were tried: name another --out")
     say(f"learning rates: times {found['best']:g}{' (of those tried the last)' * found['edge']}")
     return dataclasses.replace(sweep, base=with_rates(sweep.base, found["best"]))
 
 
-def tuning_of(factors: Sequence[float], losses: Sequence[float]) -> dict:
-    """tuning.json: what was tried, which is best, and whether none was tried beyond it."""
-    best = min(range(len(factors)), key=lambda i: losses[i])
+def tuning_of(factors: Sequence[float], losses: Sequence[float | None]) -> dict:
+    """tuning.json: what was tried, which is best, and whether none was tried beyond it. A loss that
+    is None or no number is that of a run that diverged; `UserError` where all did."""
+    comparable = [math.inf if x is None or math.isnan(x) else x for x in losses]
+    best = min(range(len(factors)), key=comparable.__getitem__)
+    if comparable[best] == math.inf:
+        raise UserError(f"with every learning rate that was tried a run diverged: {factors}")
     tried = [{"factor": f, "loss": x} for f, x in zip(factors, losses, strict=True)]
     edge = len(factors) > 1 and best in (0, len(factors) - 1)
     return {"best": factors[best], "edge": edge, "tried": tried}

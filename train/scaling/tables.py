@@ -146,8 +146,8 @@ def recipe_rows(recipe: Recipe | None, params: float) -> list[tuple[str, str, st
 def _rate_rows(recipe: Recipe) -> list[tuple[str, str, str]]:
     """The rate of matrices, and those of the groups that have another."""
     carried = (
-        _carried("width", recipe.tuned_width, recipe.widths),
-        _carried("layers", recipe.tuned_layers, recipe.layers),
+        _carried("width", recipe.tuned_width, recipe.widths, recipe.optimizer),
+        _carried("layers", recipe.tuned_layers, recipe.layers, recipe.optimizer),
     )
     optimizer = recipe.optimizer or "the runs differ in the optimiser"
     rows = [(f"learning rate ({optimizer})", _rate(recipe.learning_rate), "; ".join(carried))]
@@ -162,12 +162,13 @@ def _rate(rate: float | None) -> str:
     return "unknown: the runs differ" if rate is None else f"{rate:g}"
 
 
-def _carried(what: str, tuned: int | None, had: tuple[int, ...]) -> str:
+def _carried(what: str, tuned: int | None, had: tuple[int, ...], optimizer: str | None) -> str:
     """Of which widths, or depths, a rate holds."""
     if tuned is None:
         return f"the runs differ in model.tuned_{what}"
-    if tuned:
-        return f"model.tuned_{what} = {tuned} scales it"
+    if tuned:  # an update of Muon's has the same norm at any width
+        scaled = "the head's" if (optimizer, what) == ("muon", "width") else "it"
+        return f"model.tuned_{what} = {tuned} scales {scaled}"
     name = {"width": "widths", "layers": "depths"}[what]
     return f"tuned for the runs' {name} only ({', '.join(map(str, had))})"
 
