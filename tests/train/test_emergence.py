@@ -191,6 +191,7 @@ def test_a_ladder_is_the_longest_finished_run_of_each_size(ladder):
     assert rungs(ladder)[0].path.name == "a"
 
 
+@pytest.mark.slow
 def test_a_ladder_is_asked_once_and_drawn_beside_another(ladder, tmp_path, capfd, monkeypatch):
     other, out = tmp_path / "control", tmp_path / "drawn"
     shutil.copytree(ladder / LADDER[0], other / LADDER[0])
