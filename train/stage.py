@@ -280,7 +280,9 @@ def _run(stage: Stage, config: Any, signals: Signals) -> Path:
     display.start(begin, config.steps)
     try:
         if begin == 0:
-            journal.add(0, without_samples(evaluate(state, False), 0, samples))
+            first = without_samples(evaluate(state, False), 0, samples)
+            signals.check()  # one whose error was lost has cut these figures short
+            journal.add(0, first)
             journal.sync()
         state, steps = train(state, begin, plan, journal, checkpoints, samples, signals, run.path)
         ended_early = ended_early or steps < config.steps

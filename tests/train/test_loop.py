@@ -4,15 +4,22 @@ import contextlib
 import io
 import os
 import signal
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax.numpy as jnp
 import pytest
 
+from aludel.model import DecoderConfig
+from aludel.train.config import PretrainConfig
 from aludel.train.journal import Journal
 from aludel.train.loop import Plan, Signals, StoppedError, due, train
+from aludel.train.pretrain import PRETRAIN
 from aludel.train.progress import Plain
 from aludel.train.records import Lines
+from aludel.train.stage import language_evaluator, run_stage
+
+from . import runs
 
 
 class Store:
@@ -221,3 +228,35 @@ def test_profile_leaves_a_trace(make, tmp_path):
 def test_due():
     assert [at for at in range(1, 8) if due(at, 3, 7)] == [3, 6, 7]
     assert [at for at in range(1, 8) if due(at, 0, 7)] == [7]
+
+
+def test_a_run_does_not_begin_on_figures_that_a_lost_signal_cut_short(tmp_path):
+    """Its first line would lack them for good: no later session evaluates step 0."""
+
+    def evaluator(trained, asked):
+        inner = language_evaluator(trained, asked)
+
+        def evaluate(params, whole):
+            with contextlib.suppress(StoppedError):
+                os.kill(os.getpid(), signal.SIGTERM)
+            return inner(params, whole)
+
+        return evaluate
+
+    config = PretrainConfig(
+        model=DecoderConfig(layers=1, width=8, heads=1, context=16),
+        data=(f"text:{runs.write_text(tmp_path)}",),
+        tokenizer="byte",
+        batch=8,
+        steps=2,
+        sample_tokens=4,
+        tensorboard=False,
+        out=str(tmp_path / "run"),
+    )
+    with pytest.raises(StoppedError) as stopped:
+        run_stage(replace(PRETRAIN, evaluator=evaluator), config)
+    assert stopped.value.step is None
+    assert Lines(tmp_path / "run" / "metrics.jsonl").read() == []
+    run_stage(PRETRAIN, config)
+    first, *_ = runs.metrics(tmp_path / "run")
+    assert first["step"] == 0 and first["val_nats_per_token"] > 0
