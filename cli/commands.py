@@ -13,7 +13,7 @@ from ..memory import keep_memory, use_large_pages
 from .data import data
 from .ending import AGAIN, INTERRUPTED, MISTAKE, fail, stoppable
 from .environment import prepare
-from .parsing import Parser, taken
+from .parsing import Parser, add_probes, taken
 from .scale import scale
 from .settings import find_config
 
@@ -305,15 +305,8 @@ def probe(args: list[str]) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("run", help="the run folder")
-    parser.add_argument("--kind", action="append", default=[], help="of exercises; may be repeated")
-    parser.add_argument(
-        "--shots", type=int, nargs="+", default=[0, 3], help="examples before a question (0 3)"
-    )
-    parser.add_argument("--questions", type=int, default=200, help="of each kind, at most (200)")
+    add_probes(parser)
     parser.add_argument("--file", help="your own: a line of JSON with prompt and answer for each")
-    parser.add_argument(
-        "--run-code", action="store_true", help="judge code by running it, in a jail (Linux)"
-    )
     parser.add_argument("--checkpoint", default="newest", help="newest, best or a step (newest)")
     parser.add_argument("--out", help="where the figures go as JSON (RUN/probes.json)")
     options = parser.parse(args)

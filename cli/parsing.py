@@ -51,3 +51,17 @@ def taken(args: list[str], flag: str) -> tuple[str | None, list[str]]:
     if waiting:
         raise UserError(f"{flag} needs a value")
     return value, rest
+
+
+def add_probes(parser: Parser) -> None:
+    """The flags that say which probes are asked, and how."""
+    parser.add_argument(
+        "--kind", action="append", default=[], help="of exercises, or signature; may be repeated"
+    )
+    parser.add_argument(
+        "--shots", type=int, nargs="+", default=[0, 3], help="examples before a question (0 3)"
+    )
+    parser.add_argument("--questions", type=int, default=200, help="of each kind, at most (200)")
+    parser.add_argument(
+        "--run-code", action="store_true", help="judge code by running it, in a jail (Linux)"
+    )

@@ -6,7 +6,7 @@ from pathlib import Path
 from ..errors import UserError
 from ..memory import keep_memory
 from .ending import AGAIN, stoppable
-from .parsing import Parser, subcommand, taken
+from .parsing import Parser, add_probes, subcommand, taken
 from .settings import find_config
 
 
@@ -206,14 +206,7 @@ def scale_probe(args: list[str]) -> int:
     )
     parser.add_argument("folder", metavar="FOLDER", help="the folder of a sweep's runs")
     parser.add_argument("--control", metavar="FOLDER", help="of a like sweep on other text")
-    parser.add_argument("--kind", action="append", default=[], help="of exercises; may be repeated")
-    parser.add_argument(
-        "--shots", type=int, nargs="+", default=[0, 3], help="examples before a question (0 3)"
-    )
-    parser.add_argument("--questions", type=int, default=200, help="of each kind, at most (200)")
-    parser.add_argument(
-        "--run-code", action="store_true", help="judge code by running it, in a jail (Linux)"
-    )
+    add_probes(parser)
     parser.add_argument(
         "--out", metavar="DIR", help="where emergence.html and emergence.png go (FOLDER)"
     )

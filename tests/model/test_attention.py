@@ -15,8 +15,11 @@ from aludel.model.kernels import (
     plain_attention,
 )
 
+from .marks import needs_compiler
+
+compiled = needs_compiler(fused.obstacle)
+
 HIGHEST = "highest"
-needs_compiler = pytest.mark.skipif(bool(fused.obstacle()), reason=str(fused.obstacle()))
 
 
 def _inputs(length, heads=4, kv_heads=2, dim=8, rows=3, seed=0):
@@ -67,7 +70,7 @@ def test_the_oracle_is_the_definition(packed, window):
 
 
 @pytest.mark.parametrize(
-    "kernel", [blocked_attention, pytest.param(fused_attention, marks=needs_compiler)]
+    "kernel", [blocked_attention, pytest.param(fused_attention, marks=compiled)]
 )
 @pytest.mark.parametrize(
     ("length", "window", "packed", "dim"),
@@ -94,7 +97,7 @@ def test_kernels_equal_the_oracle_with_its_gradient(kernel, length, window, pack
             np.testing.assert_allclose(got, want, atol=2e-5)
 
 
-@needs_compiler
+@compiled
 @pytest.mark.parametrize("window", [None, 40])
 def test_segments_of_any_length_and_order(window):
     """Of one token, of more than a block, and one that is interrupted."""

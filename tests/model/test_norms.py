@@ -8,7 +8,9 @@ import pytest
 from aludel.model.kernels import norms
 from aludel.model.layers import normalise
 
-compiled = pytest.mark.skipif(norms.obstacle() is not None, reason=str(norms.obstacle()))
+from .marks import needs_compiler
+
+compiled = needs_compiler(norms.obstacle)
 
 
 def normal(seed, *shape):

@@ -7,7 +7,9 @@ import pytest
 
 from aludel.model.kernels import products
 
-compiled = pytest.mark.skipif(products.obstacle() is not None, reason=str(products.obstacle()))
+from .marks import needs_compiler
+
+compiled = needs_compiler(products.obstacle)
 
 
 def normal(seed, *shape):

@@ -10,7 +10,9 @@ from aludel.model import DecoderConfig, Execution, init_params, make_apply
 from aludel.model.kernels import choosing, norms, products, training
 from aludel.model.layers import normalise
 
-compiled = pytest.mark.skipif(training.obstacle() is not None, reason=str(training.obstacle()))
+from .marks import needs_compiler
+
+compiled = needs_compiler(training.obstacle)
 
 
 def normal(seed, *shape):

@@ -22,6 +22,20 @@ def write_text(folder: Path, words: int = 1500) -> Path:
     return path
 
 
+def write_sweep(folder: Path, base: str, sweep: str) -> Path:
+    """The file of a tiny sweep of two sizes over that text: settings of its runs, and its own."""
+    path = folder / "tiny.py"
+    path.write_text(
+        "from aludel.model import DecoderConfig\n"
+        "from aludel.train.config import PretrainConfig\n"
+        "from aludel.train.scaling import Sweep\n\n"
+        f"base = PretrainConfig(data=('text:{write_text(folder)}',), tokenizer='byte', "
+        f"eval_every=0, sample_tokens=4, tensorboard=False, {base})\n"
+        f"config = Sweep(base, layers=(1, 2), width_of_layer=8, most_epochs=40, {sweep})\n"
+    )
+    return path
+
+
 def command(text: Path, out: Path, *flags: str, config: str = "demo") -> list[str]:
     """The command line of a tiny run."""
     train = [sys.executable, "-m", "aludel.cli", "pretrain", config, "--data", f"text:{text}"]

@@ -125,28 +125,6 @@ def test_the_last_checkpoint_of_each_run_by_compute():
     assert climb([late, early, *found], "copying", 1) == [found[1], late, found[0]]
 
 
-SWEEP = """\
-from aludel.model import DecoderConfig
-from aludel.train.config import PretrainConfig
-from aludel.train.scaling import Sweep
-
-config = Sweep(
-    base=PretrainConfig(
-        data=("text:{text}",),
-        model=DecoderConfig(head_dim=8, context=64),
-        tokenizer="byte",
-        batch=2,
-        eval_every=0,
-        checkpoint_every=2,
-        sample_tokens=4,
-        tensorboard=False,
-    ),
-    layers=(1, 2),
-    width_of_layer=8,
-    tokens=(512,),
-    most_epochs=40,
-)
-"""
 LADDER = ("layers-1-width-8-steps-4-seed-0", "layers-2-width-16-steps-4-seed-0")
 FLAGS = ("--kind", "copying", "--kind", "addition-1", "--shots", "0", "1", "--questions", "40")
 
@@ -154,8 +132,11 @@ FLAGS = ("--kind", "copying", "--kind", "addition-1", "--shots", "0", "1", "--qu
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("emergence")
-    path = folder / "tiny.py"
-    path.write_text(SWEEP.format(text=runs.write_text(folder)))
+    path = runs.write_sweep(
+        folder,
+        "model=DecoderConfig(head_dim=8, context=64), batch=2, checkpoint_every=2",
+        "tokens=(512,)",
+    )
     words = runs.command(path, folder)[:3]
     done = runs.run([*words, "scale", "run", str(path), "--out", str(folder / "ladder")])
     assert done.returncode == 0, done.stderr

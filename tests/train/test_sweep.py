@@ -211,37 +211,14 @@ def test_impossible_sweeps(fields, said):
         Sweep(**{"tokens": (640.0,), **fields})
 
 
-SWEEP = """\
-from aludel.model import DecoderConfig
-from aludel.train.config import PretrainConfig
-from aludel.train.scaling import Sweep
-
-config = Sweep(
-    base=PretrainConfig(
-        data=("text:{text}",),
-        model=DecoderConfig(head_dim=8, context=16),
-        tokenizer="byte",
-        batch=4,
-        eval_every=0,
-        checkpoint_every=4,
-        sample_tokens=4,
-        tensorboard=False,
-    ),
-    layers=(1, 2),
-    width_of_layer=8,
-    tokens=(640, 1280),
-    most_epochs=40,
-    tune=(0.5, 2.0),
-    points=2,
-)
-"""
-
-
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("sweep")
-    path = folder / "tiny.py"
-    path.write_text(SWEEP.format(text=runs.write_text(folder)))
+    path = runs.write_sweep(
+        folder,
+        "model=DecoderConfig(head_dim=8, context=16), batch=4, checkpoint_every=4",
+        "tokens=(640, 1280), tune=(0.5, 2.0), points=2",
+    )
     return path
 
 
