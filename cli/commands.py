@@ -339,7 +339,7 @@ def info(args: list[str]) -> int:
     options = parser.parse(args)
     from ..train.run import find_run
     from ..train.scaling import Sweep
-    from ..train.scaling.sweeping import describe_sweep
+    from ..train.scaling.sweep_runs import describe_sweep
     from ..train.sizes import describe_config, describe_run
 
     def describe(one: object) -> list[str]:

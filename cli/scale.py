@@ -44,7 +44,7 @@ def scale_run(args: list[str]) -> int:
     from ..train.config import with_out
     from ..train.flags import parse_flags
     from ..train.scaling.sweep import planned, share_of, tuning_runs
-    from ..train.scaling.sweeping import plan_rows, run_sweep, settled
+    from ..train.scaling.sweep_runs import plan_rows, run_sweep, settled
     from ..train.sizes import table
 
     name, *flags = args
@@ -211,7 +211,7 @@ def scale_probe(args: list[str]) -> int:
         "--out", metavar="DIR", help="where emergence.html and emergence.png go (FOLDER)"
     )
     options = parser.parse(args)
-    from ..train.probes.emerging import emerge
+    from ..train.probes.emergence import emerge
     from ..train.probes.page import reading_rows
     from ..train.sizes import table
 

@@ -13,7 +13,9 @@ from aludel.cli import run
 from aludel.errors import UserError
 from aludel.train.intervals import Interval, share
 from aludel.train.probes import ladder as asked_of
-from aludel.train.probes.emergence import (
+from aludel.train.probes.ladder import rungs
+from aludel.train.probes.measured import Measured, add_measured, climb, last_of_each, read_measured
+from aludel.train.probes.reading import (
     ABSENT,
     GRADUAL,
     IS,
@@ -23,8 +25,6 @@ from aludel.train.probes.emergence import (
     reading,
     shares,
 )
-from aludel.train.probes.ladder import rungs
-from aludel.train.probes.measured import Measured, add_measured, climb, last_of_each, read_measured
 
 from . import runs
 

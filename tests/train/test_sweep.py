@@ -20,7 +20,7 @@ from aludel.train.config import PretrainConfig
 from aludel.train.run import Run
 from aludel.train.scaling import Sweep, run_sweep
 from aludel.train.scaling.sweep import planned, share_of, sized, tuning_runs
-from aludel.train.scaling.sweeping import tuning_of
+from aludel.train.scaling.sweep_runs import tuning_of
 
 from . import runs
 

@@ -1,95 +1,74 @@
-"""Whether an ability that appears along a ladder is sudden, or only looks so.
+"""`aludel scale probe`: what a ladder of sizes can do, along its training and its sizes."""
 
-Wei et al. 2022 ("Emergent Abilities of Large Language Models") call an ability emergent that small
-models lack and large ones have. Schaeffer et al. 2023 ("Are Emergent Abilities of Large Language
-Models a Mirage?") hold that the measure makes the jump: an answer of k tokens is right as a whole
-with about p^k, which leaps where p, and with it the log-prob per token, grows smoothly. So the rise
-of both measures is compared: which share of it lies within the steepest factor STEEP of compute.
-"""
-
-import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from pathlib import Path
 
-import numpy as np
+from ...errors import UserError
+from ..loop import Signals
+from ..records import write_text, writing
+from ..run import TOKENIZER
+from .ladder import Probe, probe_ladder, rungs
+from .page import Asked, page, readings_of, sizes_of, words_of
+from .pictures import PAPER, picture, png
+from .probing import PROBES, check_kinds, questions_about
+from .reading import Reading
+from .sandbox import obstacle
 
-from ..intervals import Interval
-
-STEEP = 3.0
-"""The factor of compute in which a rise is sought."""
-SUDDEN = 0.7
-"""The share of a rise within it from which on it is sudden."""
-LACKING = 0.1
-"""The share of right answers below which an ability is absent."""
-
-ABSENT, UNCHANGED, UNRESOLVED = "absent", "no rise", "unresolved"
-GRADUAL, LOOKS, IS = "gradual", "looks sudden", "is sudden"
-
-
-class Reading(NamedTuple):
-    """A word for the rise of an ability, and the two shares that it comes of; NaN: no rise."""
-
-    word: str
-    of_right: float
-    """Of the rise in right answers, within the factor STEEP of compute in which they rise most."""
-    of_token: float
-    """Of the rise in nats per token of the right answer, there."""
+PAGE, PICTURE = "emergence.html", "emergence.png"
 
 
-def reading(flops: Sequence[float], right: Sequence[Interval], token: Sequence[float]) -> Reading:
-    """Of checkpoints at these FLOPs: `right`, the share of right answers, and `token`, nats per
-    token of the right answer. What rises is the best that so much compute has given.
+def emerge(
+    folder: str | Path,
+    *,
+    control: str | Path | None = None,
+    kinds: Sequence[str] = (),
+    shots: Sequence[int] = (0, 3),
+    count: int = 200,
+    run_code: bool = False,
+    out: str | Path | None = None,
+) -> tuple[dict[Asked, Reading], Path]:
+    """(the reading of each probe, the page) of a sweep's folder: every kept checkpoint of every
+    size is asked, as probes.csv in the folder does not know it yet; page and picture are written
+    to `out`, or the folder. `control`: the folder of a like sweep on other text.
 
-    - absent: fewer than LACKING of the answers are right at the most compute;
-    - no rise: the interval there does not lie above that at the least compute;
-    - unresolved: the checkpoints are too few or too far apart (`resolved`);
-    - is sudden: SUDDEN of the rise is within a factor STEEP of compute, in both measures;
-    - looks sudden: in right answers only; gradual: not in right answers.
+    Raises UserError for what the user can mend, StoppedError where a signal came.
     """
-    order = np.argsort(flops, kind="stable")
-    x = np.asarray(flops, float)[order]
-    first, last = right[order[0]], right[order[-1]]
-    of_right, of_token = shares(
-        x, np.array([one.value for one in right])[order], np.asarray(token, float)[order]
-    )
-    if last.value < LACKING:
-        word = ABSENT
-    elif last.low <= first.high:
-        word = UNCHANGED
-    elif not resolved(x):
-        word = UNRESOLVED
-    elif of_right < SUDDEN:
-        word = GRADUAL
-    else:
-        word = IS if of_token >= SUDDEN else LOOKS
-    return Reading(word, of_right, of_token)
+    check_kinds(kinds)
+    if count < 1 or min(shots) < 0:
+        raise UserError("--questions must be at least 1 and --shots must not be negative")
+    if run_code and obstacle():
+        raise UserError(obstacle())
+    ladders = [Path(one).expanduser() for one in (folder, control) if one]
+    runs = [rungs(ladder) for ladder in ladders]  # a mistake in either ends it before the work
+    place = Path(out).expanduser() if out else ladders[0]
+    probes = [
+        probe_of(kind, number, count, run_code)
+        for kind in dict.fromkeys(kinds or PROBES)
+        for number in dict.fromkeys(shots)
+    ]
+    with Signals() as signals:
+        found, *others = (probe_ladder(one, probes, signals, run_code) for one in ladders)
+    beside = others[0] if others else []
+    if not found:
+        raise UserError(f"{folder}: holds no checkpoint beyond step 0")
+    readings = readings_of(found)
+    notes = [f"The control, dashed and grey: {ladders[1]}, {sizes_of(beside)}."] if beside else []
+    if len({(one[0].path / TOKENIZER).read_text() for one in runs}) > 1:
+        notes.append("Its tokenizer is another: its nats per token do not compare with these.")
+    with writing(place):
+        place.mkdir(parents=True, exist_ok=True)
+    first = next(iter(readings))[1]
+    with writing(place / PICTURE):
+        png(
+            picture(found, beside, first, words_of(readings, first), PAPER),
+            place / PICTURE,
+        )
+    write_text(place / PAGE, page(str(ladders[0]), found, beside, readings, notes))
+    return readings, place / PAGE
 
 
-def resolved(flops: np.ndarray) -> bool:
-    """Whether FLOPs, in order, could show either: over STEEP^2 or more, an even rise has at most
-    half of itself within STEEP; between two at most STEEP^(1 / SUDDEN) apart, a jump has SUDDEN of
-    itself there."""
-    logs = np.log(flops)
-    close = np.diff(logs).max(initial=0.0) <= math.log(STEEP) / SUDDEN
-    return bool(close and logs[-1] - logs[0] >= 2 * math.log(STEEP))
-
-
-def shares(flops: np.ndarray, right: np.ndarray, token: np.ndarray) -> tuple[float, float]:
-    """The largest share of the rise of `right` within a factor STEEP of `flops`, in order, and the
-    share of that of `token` in the same place; NaN where nothing rises. Both as the best so far,
-    linear in log C between."""
-    x, wide = np.log(flops), math.log(STEEP)
-    begins = np.concatenate([x, x - wide])  # the steepest begins or ends at a checkpoint
-    of_right, of_token = (_parts(x, one, begins, begins + wide) for one in (right, token))
-    # Of several that are as steep, the one where tokens rise most as well.
-    steepest = np.isclose(of_right, of_right.max(), equal_nan=True)
-    return float(of_right.max()), float(of_token[steepest].max())
-
-
-def _parts(x: np.ndarray, values: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """The share of the whole rise between each begin and end."""
-    best = np.maximum.accumulate(values)
-    rise = best[-1] - best[0]
-    if not rise > 0:
-        return np.full(begins.shape, math.nan)
-    return (np.interp(ends, x, best) - np.interp(begins, x, best)) / rise
+def probe_of(kind: str, shots: int, count: int, run_code: bool) -> Probe:
+    """The questions of a kind; what is judged by running it is another probe in the table."""
+    questions = questions_about(kind, shots, count)
+    runs = run_code and any(one.calls for one in questions)
+    return Probe(f"{kind}-run" if runs else kind, shots, questions)

@@ -9,9 +9,9 @@ from ..curves import svg
 from ..intervals import Interval
 from ..report import STYLE
 from ..sizes import engineering
-from .emergence import LACKING, STEEP, SUDDEN, Reading, reading
 from .measured import Measured, climb, last_of_each
 from .pictures import PAGE, picture
+from .reading import LACKING, STEEP, SUDDEN, Reading, reading
 
 Asked = tuple[str, int]  # a probe, the examples before it
 TEMPLATE = Template(

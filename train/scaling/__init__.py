@@ -1,6 +1,6 @@
 """Scaling curves: finished runs -> laws with intervals -> what a larger run will reach.
 
-`sweep` says which runs, `sweeping` makes them, `points` reads them, `parametric`, `isoflop`,
+`sweep` says which runs, `sweep_runs` makes them, `points` reads them, `parametric`, `isoflop`,
 `envelope`, `power` and `repeated` fit one law each, `fit` makes of them a folder's `fit.json` and
 `fit.html`, `predict` reads it.
 """
@@ -10,7 +10,7 @@ from .optimum import compute_optimal
 from .points import Points, read_csv
 from .predict import predict
 from .sweep import Sweep
-from .sweeping import run_sweep
+from .sweep_runs import run_sweep
 
 __all__ = [
     "Points",
