@@ -1,7 +1,8 @@
 """Many prompts, some rows: a row whose text has ended takes the next prompt that waits.
 
-So a long text does not hold the finished ones beside it. Noise belongs to the prompt's number
-and the token's, so that every text is the one that `make_sampler` gives in one batch.
+So a long text does not hold the finished ones beside it. Prompts are read ahead, many together,
+and a row that is free gets the next one by a copy. Noise belongs to the prompt's number and the
+token's, so that every text is the one that `make_sampler` gives in one batch.
 """
 
 from collections import deque
@@ -25,9 +26,10 @@ from .weights import weights_for
 
 BUCKET = 16  # prompts of a group are padded to a multiple of it, and to no other's length
 WIDTH = 64  # rows have room for prompts of a multiple of it: few lengths are compiled
+READ = 1024  # tokens of prompts that are read together: with fewer, weights are read too often
 # Of the rows one in so many: as many that have ended are refilled together. Fewer together would
-# wait less for each other, and read the weights, and ask the host what to do next, more often.
-SHARE = 4
+# wait less for each other, and ask the host what to do next more often.
+SHARE = 16
 FEWEST = 4  # rows that are worth a program of their own when the last texts are being written
 
 
@@ -51,12 +53,9 @@ def make_generator(
     decoder = Decoder(config, execution, mesh)
     prepare, ready = weights_for(execution.decoding, config.dtype)
 
-    @partial(jax.jit, donate_argnums=(1, 2))
-    def admit(
+    @jax.jit
+    def read(
         params: dict,
-        all_rows: Rows,
-        cache: Cache,
-        at: Array,
         prompts: Array,
         mask: Array,
         numbers: Array,
@@ -64,14 +63,11 @@ def make_generator(
         key: Array,
         temperature: Array,
     ) -> tuple[Rows, Cache]:
-        """Prompts [G, W], of these numbers i32[G], into the rows `at` i32[G]."""
-        width, noise = prompts.shape[1], noise_of(key, numbers, sampling)
+        """Rows of the prompts [G, W], of these numbers i32[G], with the first token of each."""
+        noise = noise_of(key, numbers, sampling)
         about = (noise, limits, jnp.full(len(prompts), temperature))
-        slots = width + sampling.lookup
-        new, read = prefill(decoder, sampling, ready(params), prompts, mask, *about, slots)
-        wider = all_rows.text.shape[1] - new.text.shape[1]
-        new = new._replace(text=jnp.pad(new.text, ((0, 0), (wider, 0)), constant_values=-1))
-        return _place(all_rows, new, at), _place_cache(cache, read, at)
+        slots = prompts.shape[1] + sampling.lookup
+        return prefill(decoder, sampling, ready(params), prompts, mask, *about, slots)
 
     @partial(jax.jit, donate_argnums=(1, 2))
     def run(params: dict, all_rows: Rows, cache: Cache, enough: Array) -> tuple[Rows, Cache]:
@@ -99,31 +95,36 @@ def make_generator(
         given = jnp.float32(temperature_of(sampling, temperature))
         params = prepare(params)
         count = min(rows, len(prompts))
-        group = max(1, count // SHARE)
+        together = max(1, count // SHARE)
         slots = width + sampling.max_tokens - 1 + sampling.lookup
         state = (
             _idle(count, width, sampling.max_tokens),
             make_cache(config, execution, count, slots, sampling.lookup),
         )
-        waiting, writes = Waiting(prompts, bucket), np.full(count, -1)
-        out = _Collected(len(prompts), sampling.max_tokens)
-        while waiting or (writes >= 0).any():
+
+        def read_group(size: int, taken: list[int], length: int) -> tuple[Rows, Cache]:
+            group = _group(size, taken, prompts, min(length, width), limits)
+            return read(params, *group, key, given)
+
+        ahead = Ahead(Waiting(prompts, bucket), count, read_group)
+        writes, out = np.full(count, -1), _Collected(len(prompts), sampling.max_tokens)
+        while ahead or (writes >= 0).any():
             free = np.flatnonzero(writes < 0)
-            while waiting and len(free):
-                taken = waiting.take(min(group, len(free)))
-                at, free = free[: len(taken)], free[len(taken) :]
-                writes[at] = taken
-                padded = min(waiting.length_of(taken[0]), width)
-                new = _group(group, at, taken, prompts, padded, limits)
-                state = admit(params, *state, *new, key, given)
+            while ahead and len(free):
+                numbers, group, places = ahead.take(min(together, len(free)))
+                at, free = free[: len(numbers)], free[len(numbers) :]
+                writes[at] = numbers
+                missing = (0, together - len(numbers))  # the last comes again, into the same row
+                at, places = (np.pad(one, missing, "edge") for one in (at, places))
+                state = _place(*state, *group, at, places)
             idle = int((writes < 0).sum())
-            if not waiting and count >= 2 * FEWEST and 2 * idle >= count:
+            if not ahead and count >= 2 * FEWEST and 2 * idle >= count:
                 count //= 2
                 kept = np.concatenate([np.flatnonzero(writes >= 0), np.flatnonzero(writes < 0)])
                 writes, state = writes[kept[:count]], _keep(*state, kept[:count])
                 idle = int((writes < 0).sum())
-            if waiting:
-                enough = min(idle + group, count)
+            if ahead:
+                enough = min(idle + together, count)
             else:
                 enough = max(count // 2, idle + 1) if count >= 2 * FEWEST else count
             state = run(params, *state, enough)
@@ -160,45 +161,74 @@ class Waiting:
     """The numbers of prompts that wait, in queues of one length to a multiple of `bucket`."""
 
     def __init__(self, prompts: Sequence[Sequence[int]], bucket: int) -> None:
-        self._lengths = [-(-len(prompt) // bucket) * bucket for prompt in prompts]
         self._queues: dict[int, deque[int]] = {}
-        for number, length in enumerate(self._lengths):
+        for number, prompt in enumerate(prompts):
+            length = -(-len(prompt) // bucket) * bucket
             self._queues.setdefault(length, deque()).append(number)
 
     def __bool__(self) -> bool:
         return bool(self._queues)
 
-    def length_of(self, number: int) -> int:
-        """The multiple that a prompt's length falls to."""
-        return self._lengths[number]
+    @property
+    def next_length(self) -> int:
+        """The multiple that the first waiting prompt's length falls to."""
+        return min(self._queues, key=lambda length: self._queues[length][0])
 
     def take(self, count: int) -> list[int]:
         """The first prompt that waits and the next ones of its length, up to `count` together."""
-        length, queue = min(self._queues.items(), key=lambda one: one[1][0])
+        length = self.next_length
+        queue = self._queues[length]
         taken = [queue.popleft() for _ in range(min(count, len(queue)))]
         if not queue:
             del self._queues[length]
         return taken
 
 
+class Ahead:
+    """Prompts that are read, a group of at most `most` at a time, before there are rows for them.
+
+    read: `(size, numbers of prompts, their length) -> (rows, cache)` of `size` rows, of which the
+    first are these prompts'.
+    """
+
+    def __init__(
+        self,
+        waiting: Waiting,
+        most: int,
+        read: Callable[[int, list[int], int], tuple[Rows, Cache]],
+    ) -> None:
+        self._waiting, self._most, self._read = waiting, most, read
+        self._numbers: list[int] = []  # of the group's prompts
+        self._next = 0  # place in the group
+        self._group: tuple[Rows, Cache] | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting) or self._next < len(self._numbers)
+
+    def take(self, count: int) -> tuple[list[int], tuple[Rows, Cache], np.ndarray]:
+        """(numbers, group, their places in it) of the next prompts, `count` or fewer."""
+        if self._next == len(self._numbers):
+            self._group = None  # its memory is free before the next is read
+            length = self._waiting.next_length
+            size = max(1, min(self._most, READ // length))
+            self._numbers, self._next = self._waiting.take(size), 0
+            self._group = self._read(size, self._numbers, length)
+        places = np.arange(self._next, min(self._next + count, len(self._numbers)))
+        self._next += len(places)
+        return [self._numbers[place] for place in places], self._group, places
+
+
 def _group(
-    size: int,
-    at: np.ndarray,
-    taken: list[int],
-    prompts: Sequence,
-    width: int,
-    limits: np.ndarray,
+    size: int, taken: list[int], prompts: Sequence, width: int, limits: np.ndarray
 ) -> tuple[np.ndarray, ...]:
-    """Arguments of `admit` between the state and the key; a group that is not full repeats its
-    first prompt, in the same row."""
-    missing = size - len(taken)
-    filled = taken + taken[:1] * missing
+    """Arguments of `read` between the parameters and the key; a group that is not full repeats its
+    first prompt."""
+    filled = taken + taken[:1] * (size - len(taken))
     tokens, mask = np.zeros((size, width), np.int32), np.zeros((size, width), bool)
     for row, number in enumerate(filled):
         tokens[row, width - len(prompts[number]) :] = prompts[number]
         mask[row, width - len(prompts[number]) :] = True
-    places = np.concatenate([at, np.repeat(at[:1], missing)]).astype(np.int32)
-    return places, tokens, mask, np.asarray(filled, np.int32), limits[filled]
+    return tokens, mask, np.asarray(filled, np.int32), limits[filled]
 
 
 def _idle(count: int, width: int, new: int) -> Rows:
@@ -217,34 +247,35 @@ def _idle(count: int, width: int, new: int) -> Rows:
     )
 
 
-def _place(rows: Rows, new: Rows, at: Array) -> Rows:
-    """Rows `new` [G, ...] in the places `at` of `rows` [B, ...]."""
-    return jax.tree.map(lambda x, y: x.at[at].set(y), rows, new)
-
-
 def _batch_axis(cache: Cache) -> int:
     """Where the rows of a layer's arrays lie: behind the layers where these are scanned."""
     return 1 if isinstance(cache.layers, LayerCache) else 0
 
 
-def _place_cache(cache: Cache, new: Cache, at: Array) -> Cache:
-    """The same for caches; `new` may have fewer slots, what lies behind them is not seen."""
-    axis = _batch_axis(cache)
+@partial(jax.jit, donate_argnums=(0, 1))
+def _place(
+    rows: Rows, cache: Cache, new: Rows, new_cache: Cache, at: Array, places: Array
+) -> tuple[Rows, Cache]:
+    """The rows `places` i32[S] of `new` in the rows `at` i32[S]. `new` has a text no wider and
+    slots no more; what lies behind these is not seen."""
+    wider, axis = rows.text.shape[1] - new.text.shape[1], _batch_axis(cache)
+    new = new._replace(text=jnp.pad(new.text, ((0, 0), (wider, 0)), constant_values=-1))
 
     def layer(x: Array, y: Array) -> Array:
-        for row in range(at.shape[0]):  # one slice after another is written in place, a scatter not
-            one = jax.lax.slice_in_dim(y, row, row + 1, axis=axis)
+        for row in range(len(at)):  # one slice after another is written in place, a scatter not
+            one = jax.lax.dynamic_slice_in_dim(y, places[row], 1, axis)
             start = [0] * x.ndim
             start[axis] = at[row]
             x = jax.lax.dynamic_update_slice(x, one, start)
         return x
 
-    slots = new.segment_ids.shape[1]
-    return Cache(
-        jax.tree.map(layer, cache.layers, new.layers),
-        cache.segment_ids.at[at, :slots].set(new.segment_ids),
-        cache.filled.at[at].set(new.filled),
+    slots = new_cache.segment_ids.shape[1]
+    placed = Cache(
+        jax.tree.map(layer, cache.layers, new_cache.layers),
+        cache.segment_ids.at[at, :slots].set(new_cache.segment_ids[places]),
+        cache.filled.at[at].set(new_cache.filled[places]),
     )
+    return jax.tree.map(lambda x, y: x.at[at].set(y[places]), rows, new), placed
 
 
 @jax.jit
