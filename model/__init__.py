@@ -18,9 +18,17 @@ from .parameters import (
     param_shardings,
     stored_shardings,
 )
+from .pieces import check_length
 from .refill import make_generator
 from .sampling import Samples, make_sampler, pad_prompts
-from .sharding import MeshConfig, batch_sharding, check_mesh, make_mesh, replicated
+from .sharding import (
+    MeshConfig,
+    batch_sharding,
+    check_mesh,
+    make_mesh,
+    replicated,
+    split_of_rows,
+)
 
 __all__ = [
     "Apply",
@@ -35,6 +43,7 @@ __all__ = [
     "TokenScores",
     "attention",
     "batch_sharding",
+    "check_length",
     "check_mesh",
     "choose_kernel",
     "from_stored",
@@ -52,6 +61,7 @@ __all__ = [
     "param_shapes",
     "param_shardings",
     "replicated",
+    "split_of_rows",
     "stored_shardings",
     "to_stored",
     "token_scores",

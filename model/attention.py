@@ -1,21 +1,35 @@
 """One attention function, and the table that picks its kernel aloud."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 from jax import Array
+from jax.sharding import Mesh
 
 from ..errors import UserError
-from .kernels import blocked_attention, cudnn_attention, fused, fused_attention, plain_attention
+from .kernels import (
+    blocked_attention,
+    context_attention,
+    cudnn_attention,
+    fused,
+    fused_attention,
+    plain_attention,
+    splash_attention,
+)
 from .kernels.choosing import say, why_not_native
 from .kernels.cudnn import LONGEST_WITH_SEGMENTS
+from .kernels.splash import why_not_splash
 
 KERNELS = {
     "plain": plain_attention,
     "blocked": blocked_attention,
     "fused": fused_attention,
     "cudnn": cudnn_attention,
+    "splash": splash_attention,
+    "context": context_attention,
 }
+OF_PIECES = ("splash", "context")  # those that know the mesh
 
 
 def why_not_cudnn(
@@ -49,9 +63,26 @@ def choose_kernel(
     capability: float = 8.0,
     devices: int = 1,
     library: Callable[[], str | None] = fused.obstacle,
+    pieces: int = 1,
 ) -> tuple[str, str]:
-    """(name, reason) of the kernel to use. A kernel that is asked for by name and cannot honour
-    the mask, the dtype or the machine raises `UserError`: never a silent fallback."""
+    """(name, reason) of the kernel to use for rows of `length` tokens, cut into `pieces`. A kernel
+    that is asked for by name and cannot honour the mask, the dtype or the machine raises
+    `UserError`: never a silent fallback."""
+    hindrance = why_not_splash(backend, length, head_dim, pieces)
+    if requested == "splash" and hindrance:
+        raise UserError(f"execution.attention = splash cannot be used: {hindrance}")
+    if pieces > 1 and requested not in ("auto", *OF_PIECES):
+        raise UserError(
+            f"execution.attention = {requested} cannot be used: it sees whole rows, and "
+            f"mesh.context = {pieces} cuts them"
+        )
+    if pieces == 1 and requested == "context":
+        raise UserError("execution.attention = context is for rows cut by mesh.context above 1")
+    if requested == "auto" and (pieces > 1 or backend == "tpu"):
+        if hindrance is None:
+            return "splash", "made for TPUs, it skips what the mask hides"
+        if pieces > 1:
+            return "context", f"of rows cut into {pieces}; splash is faster, but {hindrance}"
     obstacle = why_not_cudnn(backend, dtype, length, head_dim, segments, capability)
     if requested == "cudnn" and obstacle:
         raise UserError(f"execution.attention = cudnn cannot be used: {obstacle}")
@@ -66,7 +97,7 @@ def choose_kernel(
             return "cudnn", "the fused kernel honours this mask"
         return "blocked", f"cudnn is faster, but {obstacle}"
     if backend == "tpu":
-        return "blocked", "no TPU kernel in this version yet"
+        return "blocked", f"splash is faster, but {hindrance}"
     hindrance = why_not_native(backend, dtype, devices, library)
     if hindrance is None:
         return "fused", "compiled for this processor"
@@ -88,21 +119,27 @@ def attention(
     segment_ids: Array | None = None,
     window: int | None = None,
     kernel: str = "auto",
-    devices: int = 1,
+    mesh: Mesh | None = None,
+    pieces: int = 1,
 ) -> Array:
-    """Causal attention by the kernel that the table picks; arguments as in `kernels`. devices:
-    that the arrays are split over."""
-    length, head_dim = query.shape[1], query.shape[3]
+    """Causal attention by the kernel that the table picks; arguments as in `kernels`. mesh: that
+    the arrays are split over. pieces: of how many each row is one (`pieces.cut`)."""
+    # A program for another machine may be compiled here: its devices count, not this backend.
+    backend = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
     name, reason = choose_kernel(
         kernel,
-        jax.default_backend(),
+        backend,
         query.dtype.name,
-        length,
-        head_dim,
+        query.shape[1] * pieces,
+        query.shape[3],
         segment_ids is not None,
         compute_capability(),
-        devices,
+        1 if mesh is None else mesh.size,
+        pieces=pieces,
     )
     if kernel == "auto":
         say(f"attention: {name} ({reason})")
-    return KERNELS[name](query, key, value, segment_ids, window)
+    run = KERNELS[name]
+    if name in OF_PIECES:
+        run = partial(run, mesh=mesh, pieces=pieces)
+    return run(query, key, value, segment_ids, window)

@@ -4,6 +4,7 @@ tokens -> embedding -> blocks of (norm, attention, norm, MLP) -> norm -> hidden 
 are a stage of their own (`logprobs.py`); training, scoring and sampling all pass through here.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -15,7 +16,12 @@ from jax.sharding import Mesh
 from .attention import attention
 from .config import GATED, DecoderConfig
 from .execution import DEFAULT, Execution
-from .kernels import Kernels, cached_kernels, training_kernels, write_slots
+from .kernels import (
+    Kernels,
+    cached_kernels,
+    training_kernels,
+    write_slots,
+)
 from .layers import Linear, Norm, ScalarHead, Table, TokenShift, dropout, linear, rotary
 from .sharding import constrain
 
@@ -170,15 +176,7 @@ class Attention(nn.Module):
             query = rotary(query, context.positions, c.rope_theta, c.rope_layout)
             key = rotary(key, context.positions, c.rope_theta, c.rope_layout)
         if cache is None:
-            mixed = attention(
-                query,
-                key,
-                value,
-                context.segment_ids,
-                c.window,
-                self.execution.attention,
-                devices=1 if self.mesh is None else self.mesh.size,
-            )
+            mixed = self.kernels.attend(query, key, value, context.segment_ids, c.window)
         else:
             mixed, keys, values = self.kernels.attention(
                 query,
@@ -287,6 +285,7 @@ class Decoder(nn.Module):
         cache: Cache | None = None,
         row_keys: Array | None = None,
         asked: Array | None = None,
+        pieces: int = 1,
     ) -> Array | tuple[Array, Cache]:
         """Hidden states [B, T, width] after the last norm; with a cache also the new cache.
 
@@ -295,6 +294,7 @@ class Decoder(nn.Module):
         and they must be given). row_keys: [B] keys for dropout; None computes without noise.
         asked: i32[b, t], places in the tokens flattened: hidden states [b, t, width] of these
         alone, all that is computed behind the last attention (under a scan: the last block).
+        pieces: of how many each row is one, as `pieces.cut` makes them for this mesh.
         """
         c = self.config
         rows, length = tokens.shape
@@ -302,6 +302,8 @@ class Decoder(nn.Module):
             kernels = cached_kernels(self.execution.decoding, rows, length)
         else:
             kernels = training_kernels("xla" if self.is_initializing() else self.execution.training)
+        attend = partial(attention, kernel=self.execution.attention, mesh=self.mesh, pieces=pieces)
+        kernels = kernels._replace(attend=attend)
         if positions is None:
             start = 0 if cache is None else cache.filled[:, None]
             positions = jnp.broadcast_to(start + jnp.arange(length), (rows, length))

@@ -14,7 +14,7 @@ class Execution:
     """Run the blocks under one `lax.scan`. None: unrolled on CPU, scanned elsewhere."""
     remat: Literal["none", "dots", "full"] = "none"
     """What the backward pass computes again: nothing, all but matrix products, or whole blocks."""
-    attention: Literal["auto", "plain", "blocked", "fused", "cudnn"] = "auto"
+    attention: Literal["auto", "plain", "blocked", "fused", "cudnn", "splash", "context"] = "auto"
     """The attention kernel; auto picks by backend, dtype, mask and shape, and says which."""
     decoding: Literal["auto", "xla", "native"] = "auto"
     """The kernels of a decoding step: XLA's, or on a CPU in float32 those of `decode.cc`, which

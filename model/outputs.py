@@ -8,11 +8,13 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh
 
+from ..errors import UserError
 from .config import DecoderConfig
 from .decoder import Decoder
 from .execution import DEFAULT, Execution
 from .kernels import for_training, gradient_by
 from .logprobs import BLOCK_ELEMENTS, KEPT_ELEMENTS, token_scores
+from .pieces import by_piece, cut, join, pieces_of
 from .sharding import RULES
 
 Batch = Mapping[str, Array]
@@ -50,7 +52,9 @@ def make_apply(
     [b, t] and `temperature` [b] are theirs. There is no dropout then.
     """
     execution = for_training(execution, config.dtype, mesh)
-    decoder = Decoder(config, execution, mesh)
+    decoder, pieces = Decoder(config, execution, mesh), pieces_of(mesh)
+    if pieces > 1:
+        _check_pieces(config)
     gradient = gradient_by(execution.training)
     split = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in RULES["batch"])
 
@@ -67,8 +71,15 @@ def make_apply(
         length, rows = shape[-1], batch["tokens"].size // shape[-1]
 
         def flat(name: str) -> Array | None:
-            return batch[name].reshape(rows, length) if batch.get(name) is not None else None
+            if batch.get(name) is None:
+                return None
+            return cut(batch[name].reshape(rows, length), mesh)
 
+        positions = flat("positions")
+        if positions is None and pieces > 1:
+            positions = cut(jnp.broadcast_to(jnp.arange(length), (rows, length)), mesh)
+        if pieces > 1 and batch.get("asked") is not None:
+            raise ValueError("where rows are cut into pieces, all tokens of them are asked for")
         row_keys = None
         if key is not None and config.dropout > 0:
             if batch.get("asked") is not None:
@@ -77,20 +88,44 @@ def make_apply(
         hidden = decoder.apply(
             {"params": params},
             flat("tokens"),
-            positions=flat("positions"),
+            positions=positions,
             segment_ids=flat("segment_ids"),
             row_keys=row_keys,
             asked=batch.get("asked"),
+            pieces=pieces,
         )
         if batch.get("asked") is not None:
             shape = batch["asked"].shape
-        out = {"hidden": hidden.reshape(*shape, -1)} if "hidden" in want else {}
+
+        def whole(x: Array) -> Array:
+            """A number for each token [N] in the batch's shape."""
+            return join(x.reshape(hidden.shape[:2]), mesh).reshape(shape)
+
+        out = {}
+        if "hidden" in want:
+            out["hidden"] = join(hidden, mesh).reshape(*shape, -1)
         if "value" in want:
-            out["value"] = value_of(params, hidden).reshape(shape)
+            out["value"] = whole(value_of(params, hidden))
         asked = [name for name in want if name in SCORES]
         if asked:
-            scores = _scores(hidden, params, batch, config, "entropy" in want, split, gradient)
-            out |= {name: getattr(scores, name).reshape(shape) for name in asked}
+            targets = batch["targets"].reshape(-1, shape[-1])
+            temperature = batch.get("temperature")
+            if temperature is not None:
+                temperature = jnp.repeat(temperature, len(targets) // len(temperature))
+                temperature = jnp.repeat(by_piece(temperature, mesh), shape[-1] // pieces)
+            scores = token_scores(
+                hidden.reshape(-1, config.width),
+                head_of(params, config),
+                cut(targets, mesh).reshape(-1),
+                temperature,
+                config.logit_cap,
+                "entropy" in want,
+                # The budgets are a device's, the tokens are everybody's.
+                BLOCK_ELEMENTS * split,
+                KEPT_ELEMENTS * split,
+                gradient,
+            )
+            out |= {name: whole(getattr(scores, name)) for name in asked}
         return out
 
     return apply
@@ -106,27 +141,10 @@ def _row_keys(key: Array, row: Array, rows: int) -> Array:
     return jax.vmap(jax.random.fold_in)(jnp.repeat(keys, inner), place)
 
 
-def _scores(
-    hidden: Array,
-    params: Mapping,
-    batch: Batch,
-    config: DecoderConfig,
-    entropy: bool,
-    split: int,
-    gradient: Callable[[Array, Array], Array],
-):
-    targets, temperature = batch["targets"].reshape(-1), batch.get("temperature")
-    if temperature is not None:
-        temperature = jnp.repeat(temperature, targets.size // temperature.shape[0])
-    return token_scores(
-        hidden.reshape(-1, config.width),
-        head_of(params, config),
-        targets,
-        temperature,
-        config.logit_cap,
-        entropy,
-        # The budgets are a device's, the tokens are everybody's.
-        BLOCK_ELEMENTS * split,
-        KEPT_ELEMENTS * split,
-        gradient,
-    )
+def _check_pieces(config: DecoderConfig) -> None:
+    for name, reason in (
+        ("dropout", "draws its noise for whole rows"),
+        ("token_shift", "looks at the token before"),
+    ):
+        if getattr(config, name):
+            raise UserError(f"model.{name} {reason}: it does not go with mesh.context above 1")

@@ -1,22 +1,25 @@
 """Logical axis names to mesh axes: the one table, and the shardings that follow from it."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
 import numpy as np
 from flax import linen as nn
 from jax import Array
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ..errors import UserError
 
-MESH_AXES = ("data", "fsdp", "tensor")
+MESH_AXES = ("data", "fsdp", "context", "tensor")
 
 # What is not named here (layers, length, head_dim, norm, ...) stays whole on every device.
 RULES: dict[str, tuple[str, ...]] = {
-    "batch": ("data", "fsdp"),
-    "embed": ("fsdp",),
+    "rows": ("data", "fsdp"),  # of a batch
+    "batch": ("data", "fsdp", "context"),  # rows of a decoder, pieces of a batch's: see `pieces.py`
+    "embed": ("fsdp", "context"),
     "vocab": ("tensor",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
@@ -32,6 +35,8 @@ class MeshConfig:
     """Copies of the model, each with its share of the batch."""
     fsdp: int = 1
     """Devices that share parameters, gradients and optimiser state, and the batch."""
+    context: int = 1
+    """Devices that share the tokens of each row, and what fsdp's share."""
     tensor: int = 1
     """Devices that share each matrix product."""
 
@@ -39,11 +44,23 @@ class MeshConfig:
 DATA_PARALLEL = MeshConfig()
 
 
-def make_mesh(config: MeshConfig = DATA_PARALLEL, devices: list | None = None) -> Mesh:
+def slice_of(device: jax.Device) -> int:
+    """The slice that a device belongs to: chips of one are joined by links of their own, slices by
+    the data centre's network."""
+    return getattr(device, "slice_index", None) or 0
+
+
+def make_mesh(
+    config: MeshConfig = DATA_PARALLEL,
+    devices: list | None = None,
+    slice_of: Callable[[jax.Device], int] = slice_of,
+) -> Mesh:
     """A mesh over `devices` (None: all), or over the first of them where the config names every
-    size and needs fewer. Raises `UserError` where they do not fit."""
+    size and needs fewer. Over several slices only `data` is divided: each slice holds all of the
+    model. Raises `UserError` where they do not fit."""
     devices = jax.devices() if devices is None else devices
-    sizes = [config.data, config.fsdp, config.tensor]
+    sizes = [getattr(config, axis) for axis in MESH_AXES]
+    spelt_out = -1 not in sizes
     for axis, size in zip(MESH_AXES, sizes, strict=True):
         if size < 1 and size != -1:
             raise UserError(f"mesh.{axis} must be at least 1, or -1 for what is left, not {size}")
@@ -52,24 +69,40 @@ def make_mesh(config: MeshConfig = DATA_PARALLEL, devices: list | None = None) -
     known = math.prod(size for size in sizes if size != -1)
     if -1 in sizes:
         sizes[sizes.index(-1)] = max(len(devices) // known, 1)
-    if -1 not in (config.data, config.fsdp, config.tensor):
-        devices = devices[: math.prod(sizes)]  # a mesh that is spelt out may leave devices idle
+    if spelt_out:  # it may leave devices idle
+        devices = devices[: math.prod(sizes)]
     if math.prod(sizes) != len(devices):
         shape = " x ".join(f"{a} {s}" for a, s in zip(MESH_AXES, sizes, strict=True))
         raise UserError(f"a mesh of {shape} does not fit {len(devices)} devices")
+    slices: dict[int, list] = {}
+    for device in devices:
+        slices.setdefault(slice_of(device), []).append(device)
+    if sizes[0] % len(slices) or len(set(map(len, slices.values()))) > 1:
+        lengths = " + ".join(str(len(one)) for _, one in sorted(slices.items()))
+        raise UserError(
+            f"mesh.data = {sizes[0]} does not divide over {len(slices)} slices of {lengths} devices"
+        )
+    within = (sizes[0] // len(slices), *sizes[1:])
+    grid = np.concatenate([_grid(one, within) for _, one in sorted(slices.items())])
     # Auto: Linen's constraints and GSPMD's propagation expect it; make_mesh's default is Explicit.
-    grid = np.asarray(devices).reshape(sizes)
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
+def _grid(devices: list, sizes: tuple[int, ...]) -> np.ndarray:
+    """Devices of one slice in this shape, along a TPU's links where they have some."""
+    return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+
+
 def mesh_spec(names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """Mesh axes for an array with these logical axes; an axis that does not divide stays whole."""
-    axes = []
-    for name, size in zip(names, shape, strict=True):
-        along = RULES.get(name or "", ())
-        divides = size % math.prod(mesh.shape[axis] for axis in along) == 0
-        axes.append(along if along and divides else None)
-    return PartitionSpec(*axes)
+    """Mesh axes for an array with these logical axes: of a rule's, the first ones that divide."""
+
+    def along(name: str | None, size: int) -> tuple[str, ...] | None:
+        axes = tuple(axis for axis in RULES.get(name or "", ()) if mesh.shape[axis] > 1)
+        while size % math.prod(mesh.shape[axis] for axis in axes):
+            axes = axes[:-1]
+        return axes or None
+
+    return PartitionSpec(*map(along, names, shape))
 
 
 def constrain(x: Array, names: tuple[str | None, ...], mesh: Mesh | None) -> Array:
@@ -90,7 +123,7 @@ def tree_shardings(boxed, mesh: Mesh):
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows of a batch over the axes that split it."""
-    return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+    return NamedSharding(mesh, PartitionSpec(RULES["rows"]))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -98,12 +131,17 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def split_of_rows(mesh: Mesh | None) -> int:
+    """Parts that the rows of a batch are divided into."""
+    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in RULES["rows"])
+
+
 def check_mesh(heads: int, rows: int, mesh: Mesh) -> None:
     """`UserError` where heads or the rows of a batch cannot be split evenly over the mesh."""
     tensor = mesh.shape["tensor"]
     if heads % tensor:
         raise UserError(f"mesh.tensor = {tensor} does not divide model.heads = {heads}")
-    split = mesh.shape["data"] * mesh.shape["fsdp"]
+    split = split_of_rows(mesh)
     if rows % split:
         raise UserError(
             f"a microbatch of {rows} rows does not divide over {split} devices (data x fsdp); "

@@ -39,6 +39,8 @@ class Layout:
     """What moves the parameters as they run."""
     shardings: TrainState
     """NamedShardings of the state."""
+    running: TrainState
+    """The state as `jax.ShapeDtypeStruct`."""
     target: dict
     """`params` and `rest` in the stored layout, as `jax.ShapeDtypeStruct` with shardings."""
     store: Callable[[TrainState], dict]
@@ -96,6 +98,7 @@ def make_layout(
     return Layout(
         optimizer,
         shardings,
+        running,
         target,
         (lambda state: _parts(to_tree(state))) if direct else copied,
         jax.jit(loaded, out_shardings=shardings),

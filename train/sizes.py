@@ -7,7 +7,14 @@ from typing import Any
 from flax.traverse_util import flatten_dict
 
 from ..data import TrainBatches
-from ..model import DecoderConfig, Execution, check_mesh, make_mesh, param_shapes
+from ..model import (
+    DecoderConfig,
+    Execution,
+    check_length,
+    check_mesh,
+    make_mesh,
+    param_shapes,
+)
 from .config import FineTuneConfig, RewardConfig, StageConfig, flatten, to_json, with_steps
 from .corpus import (
     open_chats,
@@ -163,6 +170,7 @@ def dry_run(config: StageConfig) -> list[str]:
         config = with_expected_steps(config)
     mesh = make_mesh(config.mesh)
     check_mesh(config.model.heads, config.batch // config.accumulation, mesh)
+    check_length(config.row_length, mesh)
     devices = list(mesh.devices.flat)
     settings = [
         (name, str(value))

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from ..data import Tokenizer, TrainBatches, eval_batches
 from ..errors import UserError
 from ..memory import keep_memory
-from ..model import Apply, check_mesh, make_apply, make_mesh, replicated
+from ..model import Apply, check_length, check_mesh, make_apply, make_mesh, replicated
 from .check import check_loss
 from .checkpoint import Say
 from .config import StageConfig, with_steps
@@ -149,6 +149,7 @@ def _run(stage: Stage, config: Any, signals: Signals) -> Path:
     keep_memory()  # before the devices' threads begin
     mesh = make_mesh(config.mesh)
     check_mesh(model.heads, config.batch // config.accumulation, mesh)
+    check_length(config.row_length, mesh)
     place = placer(mesh)
     loss = stage.loss(config)
     if config.loss and not stage.stepper:

@@ -16,7 +16,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from ..errors import UserError
-from ..model import batch_sharding, replicated
+from ..model import batch_sharding, replicated, split_of_rows
 from .guard import GuardConfig, GuardState, init_guard, judge
 from .terms import Loss, Term, by_source, checked, inverse, mean, scales_of, total
 
@@ -184,7 +184,7 @@ def _check_split(rows: int, accumulation: int, mesh: Mesh | None) -> None:
             f"a batch of {rows} rows does not divide into {accumulation} microbatches; "
             "change batch or accumulation"
         )
-    split = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+    split = split_of_rows(mesh)
     if rows // accumulation % split:
         raise UserError(
             f"a microbatch of {rows // accumulation} rows does not divide over {split} devices "

@@ -6,16 +6,19 @@ t - s < window. It returns `[B, T, heads, D]`.
 """
 
 from .blocked import blocked_attention
+from .context import context_attention
 from .cudnn import cudnn_attention
 from .decoding import cached_kernels, draw, for_decoding, head_product
 from .fused import fused_attention
 from .plain import Kernels, plain_attention, write_slots
+from .splash import splash_attention
 from .training import for_training, gradient_by, training_kernels
 
 __all__ = [
     "Kernels",
     "blocked_attention",
     "cached_kernels",
+    "context_attention",
     "cudnn_attention",
     "draw",
     "fused_attention",
@@ -24,6 +27,7 @@ __all__ = [
     "for_training",
     "head_product",
     "plain_attention",
+    "splash_attention",
     "training_kernels",
     "write_slots",
 ]

@@ -124,6 +124,7 @@ class Kernels(NamedTuple):
     project: Project  # linear maps
     attention: Callable[..., tuple[Array, Array, Array]]  # as `append_and_attend`
     normalise: Callable[..., Array] = normalise  # as that of `layers`
+    attend: Callable[..., Array] = plain_attention  # without a cache
 
 
 XLA = Kernels(project_by(jnp.matmul), append_and_attend)

@@ -191,6 +191,22 @@ def test_every_parameter_and_batch_axis_has_a_name():
         assert all(name for leaf in leaves for name in leaf.names)
 
 
+def test_only_data_goes_across_slices():
+    """Two slices, which lie alternately among the devices."""
+
+    def of(device):
+        return device.id % 2
+
+    mesh = make_mesh(MeshConfig(data=4, tensor=2), slice_of=of)
+    slices = np.vectorize(of)(mesh.devices)
+    assert (slices[:2] == 0).all() and (slices[2:] == 1).all()
+    assert {d.id for d in mesh.devices.flat} == set(range(8))
+    with pytest.raises(UserError, match="mesh.data = 1 does not divide over 2 slices of 4 . 4"):
+        make_mesh(MeshConfig(data=1, fsdp=8), slice_of=of)
+    with pytest.raises(UserError, match="over 2 slices of 2 . 6 devices"):
+        make_mesh(MeshConfig(data=8), slice_of=lambda device: device.id > 1)
+
+
 def test_meshes_that_do_not_fit_are_refused():
     with pytest.raises(UserError, match="does not fit 8 devices"):
         make_mesh(MeshConfig(data=9))

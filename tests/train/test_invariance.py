@@ -105,24 +105,25 @@ def _mesh(name: str):
 
 
 @functools.cache
-def _stored_params(dropout: float):
-    config = DecoderConfig(**CONFIG, dropout=dropout)
+def _stored_params(config: DecoderConfig):
     params = to_stored(init_params(config, Execution(scan=True), jax.random.key(0)), config)
     random = np.random.default_rng(1)
     # Norms, biases and outputs away from where they start: their gradients must count too.
     return jax.tree.map(lambda p: np.float32(p + 0.1 * random.normal(size=p.shape)), params)
 
 
-def _compute(loss_name: str, **changes):
-    """(objective, gradients in the stored layout) of one setting of the axes."""
+def _compute(loss_name: str, model: dict | None = None, **changes):
+    """(objective, gradients in the stored layout) of one setting of the axes; model: fields of the
+    decoder that are not as in CONFIG."""
     setting = {**REFERENCE, **changes}
-    config = DecoderConfig(**CONFIG, dropout=0.2 if loss_name == "dropout" else 0.0)
+    dropout = 0.2 if loss_name == "dropout" else 0.0
+    config = DecoderConfig(**{**CONFIG, **(model or {})}, dropout=dropout)
     execution = Execution(
         scan=setting["scan"], remat=setting["remat"], attention=setting["attention"]
     )
     mesh = _mesh(setting["mesh"])
     shardings = param_shardings(config, execution, mesh)
-    params = from_stored(_stored_params(config.dropout), config, execution)
+    params = from_stored(_stored_params(config), config, execution)
     params = jax.device_put(params, shardings)
     loss = lm_loss() if loss_name == "one term" else two_terms
     apply = make_apply(config, execution, mesh)
@@ -190,6 +191,14 @@ def _name(changes: dict) -> str:
     return ", ".join(f"{axis}={value}" for axis, value in changes.items())
 
 
+# Rows cut into pieces, of a decoder that may be cut.
+WHOLE_TOKENS = {"token_shift": 0, "window": 40}
+WITH_CONTEXT = [
+    {"mesh": "context8", "packed": True},
+    {"mesh": "data2 context2 tensor2", "packed": True, "accumulation": 2, "remat": "full"},
+    {"mesh": "fsdp2 context4", "scan": True},
+]
+
 # With dropout, what draws the noise by another program: few settings, all axes but packing.
 WITH_DROPOUT = [
     {"mesh": "data8", "accumulation": 4, "scan": True, "remat": "dots"},
@@ -212,6 +221,19 @@ def test_each_axis(changes):
 @pytest.mark.parametrize("changes", WITH_DROPOUT, ids=_name)
 def test_dropout(changes):
     _check("dropout", changes)
+
+
+@functools.cache
+def _reference_with_context():
+    return _compute("two terms", WHOLE_TOKENS)
+
+
+@pytest.mark.parametrize("changes", WITH_CONTEXT, ids=_name)
+def test_context(changes):
+    want_value, want = _reference_with_context()
+    value, grads = _compute("two terms", WHOLE_TOKENS, attention="context", **changes)
+    assert value == pytest.approx(want_value, rel=LOSS_ROUNDING)
+    assert _distance(grads, want) < GRADIENT_ROUNDING
 
 
 def test_dropout_is_there():
