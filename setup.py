@@ -70,6 +70,11 @@ setup(
         ],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
-        "compare": ["torch>=2.4", "transformers>=5.0"],
+        "compare": [
+            "torch>=2.4",
+            "transformers>=5.0",
+            # The TPU's compiler, which needs no TPU.
+            "jax[tpu]; sys_platform == 'linux' and platform_machine == 'x86_64'",
+        ],
     },
 )

@@ -19,6 +19,7 @@ from .execution import DEFAULT, Execution
 from .kernels import (
     Kernels,
     cached_kernels,
+    together,
     training_kernels,
     write_slots,
 )
@@ -29,6 +30,11 @@ REMAT = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+
+
+# Between the halves of blocks tokens are divided over the devices that share matrix products: what
+# is kept for the backward pass is, too (Korthikanti et al. 2022, sequence parallelism).
+BETWEEN = ("batch", "sequence", "width")
 
 
 class LayerCache(NamedTuple):
@@ -149,6 +155,7 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Array, context: Context, cache: LayerCache | None):
         c = self.config
+        x = constrain(x, ("batch", "length", "width"), self.mesh)
         dim, init = c.size_of_head, _normal(c.deviation(c.width))
         parts = (
             ("query", c.heads, "heads"),
@@ -194,7 +201,7 @@ class Attention(nn.Module):
         init = _output_init(c, c.heads * dim)
         weights = Linear(c.width, ("heads", "embed"), c.bias, init, name="output")(c.heads * dim)
         (y,) = linear(mixed.reshape(*x.shape[:-1], -1), [weights], self.kernels.project)
-        return y, cache
+        return constrain(y, BETWEEN, self.mesh), cache
 
 
 class MLP(nn.Module):
@@ -207,6 +214,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         c, project = self.config, self.kernels.project
+        x = constrain(x, ("batch", "length", "width"), self.mesh)
         init = _normal(c.deviation(c.width))
         weights = [
             Linear(c.size_of_mlp, ("embed", "mlp"), c.bias, init, name=name)(c.width)
@@ -217,7 +225,7 @@ class MLP(nn.Module):
         init = _output_init(c, c.size_of_mlp)
         weights = Linear(c.width, ("mlp", "embed"), c.bias, init, name="down")(c.size_of_mlp)
         (y,) = linear(hidden, [weights], project)
-        return y
+        return constrain(y, BETWEEN, self.mesh)
 
 
 def _output_init(c: DecoderConfig, fan_in: int) -> nn.initializers.Initializer:
@@ -261,7 +269,7 @@ class Block(nn.Module):
         x = x + dropout(y, context.row_keys, 2 * layer + 2, c.dropout)
         if cache is not None and c.token_shift:
             cache = cache._replace(shifted=(kept_attention, kept_mlp))
-        return constrain(x, ("batch", "length", "width"), self.mesh), cache
+        return constrain(x, BETWEEN, self.mesh), cache
 
 
 def tokens_at(x: Array, asked: Array) -> Array:
@@ -303,7 +311,8 @@ class Decoder(nn.Module):
         else:
             kernels = training_kernels("xla" if self.is_initializing() else self.execution.training)
         attend = partial(attention, kernel=self.execution.attention, mesh=self.mesh, pieces=pieces)
-        kernels = kernels._replace(attend=attend)
+        project = together(kernels.project, None if self.is_initializing() else self.mesh)
+        kernels = kernels._replace(attend=attend, project=project)
         if positions is None:
             start = 0 if cache is None else cache.filled[:, None]
             positions = jnp.broadcast_to(start + jnp.arange(length), (rows, length))
@@ -317,7 +326,7 @@ class Decoder(nn.Module):
         if c.embedding_norm:
             x = norm_of(c, kernels, "embedding_norm")(x)
         x = dropout(x, row_keys, 0, c.dropout)
-        x = constrain(x, ("batch", "length", "width"), self.mesh)
+        x = constrain(x, BETWEEN, self.mesh)
 
         context = Context(positions, segment_ids, None, None, None, row_keys)
         layers = None

@@ -19,6 +19,7 @@ MESH_AXES = ("data", "fsdp", "context", "tensor")
 RULES: dict[str, tuple[str, ...]] = {
     "rows": ("data", "fsdp"),  # of a batch
     "batch": ("data", "fsdp", "context"),  # rows of a decoder, pieces of a batch's: see `pieces.py`
+    "sequence": ("tensor",),  # tokens between blocks' halves, where each is by itself
     "embed": ("fsdp", "context"),
     "vocab": ("tensor",),
     "heads": ("tensor",),

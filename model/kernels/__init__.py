@@ -12,6 +12,7 @@ from .decoding import cached_kernels, draw, for_decoding, head_product
 from .fused import fused_attention
 from .plain import Kernels, plain_attention, write_slots
 from .splash import splash_attention
+from .tensor import together
 from .training import for_training, gradient_by, training_kernels
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "head_product",
     "plain_attention",
     "splash_attention",
+    "together",
     "training_kernels",
     "write_slots",
 ]

@@ -1,0 +1,146 @@
+"""Partitioned steps move what they must between devices, and hardly more."""
+
+import jax
+import pytest
+from jax.sharding import Mesh
+
+from aludel.model import DecoderConfig, Execution, MeshConfig, make_mesh
+from aludel.train.ahead import lower_step
+from aludel.train.collectives import Collective, collectives_of, moved_by_axis, partitioned
+from aludel.train.config import PretrainConfig
+
+LAYERS, WIDTH, MLP, VOCAB, ROWS, LENGTH, HEADS, KV_HEADS = 4, 256, 704, 512, 16, 256, 8, 4
+FLOAT = 4
+# Norms' scales, sums of the loss and of gradients' squares: a few thousand numbers.
+ROOM = 1.1
+
+
+def _config(mesh: MeshConfig) -> PretrainConfig:
+    return PretrainConfig(
+        model=DecoderConfig(
+            vocab_size=VOCAB,
+            layers=LAYERS,
+            width=WIDTH,
+            heads=HEADS,
+            kv_heads=KV_HEADS,
+            mlp_width=MLP,
+            context=LENGTH,
+            norm="rmsnorm",
+            activation="swiglu",
+            tied=False,
+        ),
+        batch=ROWS,
+        execution=Execution(
+            scan=True,
+            remat="full",
+            attention="context" if mesh.context > 1 else "blocked",
+            training="xla",
+        ),
+    )
+
+
+def _least(mesh: MeshConfig) -> dict[tuple[str, ...], float]:
+    """Bytes that each device must send along the axes in one step with full recomputation.
+
+    Along fsdp (and context) every matrix is gathered for the forward pass and for the backward one,
+    which computes again, and its gradient is scattered; the lookup's table is gathered once. Along
+    data what is left of the gradients is reduced. Along tensor a block's two inputs are gathered
+    forward, again, and their gradients' two counterparts; its outputs are scattered forward, the
+    first again, and the two inputs' gradients; the last hidden states are gathered once and their
+    gradient scattered. Along context keys and values are gathered twice and their gradients
+    scattered.
+    """
+    shards = mesh.fsdp * mesh.context
+    head = WIDTH // HEADS
+    block = WIDTH * head * (2 * HEADS + 2 * KV_HEADS) + 3 * WIDTH * MLP
+    table = VOCAB * WIDTH
+
+    def share(n: int) -> float:
+        return (n - 1) / n
+
+    rows = ROWS / (mesh.data * mesh.fsdp)
+    least = {"data": 0.0, "fsdp": 0.0, "tensor": 0.0, "context": 0.0}
+    matrices = 3 * LAYERS * block + (2 + 3) * table
+    least["fsdp"] = FLOAT * matrices / mesh.tensor * share(shards)
+    gradients = (LAYERS * block + 2 * table) / (shards * mesh.tensor)
+    least["data"] = 2 * FLOAT * gradients * share(mesh.data)
+    hidden = FLOAT * rows * LENGTH / mesh.context * WIDTH
+    least["tensor"] = hidden * ((6 + 5) * LAYERS + 2) * share(mesh.tensor)
+    kept = FLOAT * rows * LENGTH * KV_HEADS * head / mesh.tensor
+    least["context"] = kept * 2 * 3 * LAYERS * share(mesh.context)
+    return least
+
+
+def _by_purpose(found: list[Collective]) -> dict[str, float]:
+    """Bytes along each axis; what goes along context together with fsdp is fsdp's, and what goes
+    along data with others is data's."""
+    out = dict.fromkeys(("data", "fsdp", "tensor", "context"), 0.0)
+    for axes, moved in moved_by_axis(found).items():
+        name = next((n for n in ("data", "fsdp", "tensor", "context") if n in axes), None)
+        out[name] += moved
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "config",
+    [
+        MeshConfig(data=1, fsdp=8),
+        MeshConfig(data=2, fsdp=4),
+        MeshConfig(data=1, fsdp=2, tensor=4),
+        MeshConfig(data=1, fsdp=4, context=2),
+    ],
+    ids=str,
+)
+def test_a_step_moves_little_more_than_it_must(config):
+    mesh = make_mesh(config)
+    found = collectives_of(partitioned(lower_step(_config(config), mesh)), mesh)
+    moved, least = _by_purpose(found), _least(config)
+    assert sum(moved.values()) <= ROOM * sum(least.values())
+    for axis, bytes_moved in moved.items():
+        assert bytes_moved >= 0.95 * least[axis], f"{axis}: less than can be"
+    stack = LAYERS * WIDTH * WIDTH * FLOAT
+    gathered = [one for one in found if one.kind == "all-gather" and "fsdp" in one.axes]
+    assert gathered and all(one.size < stack for one in gathered)
+
+
+TEXT = """HloModule one
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+}
+
+%body (x: f32[8]) -> f32[8] {
+  %x = f32[8]{0} parameter(0)
+  %all-gather.1 = f32[64,2]{1,0} all-gather(%x), replica_groups={{0,4},{1,5},{2,6},{3,7}}, dimensions={0}
+}
+
+%condition (x: f32[8]) -> pred[] {
+  %constant.1 = s32[] constant(5)
+  ROOT %less = pred[] compare(%x, %constant.1), direction=LT
+}
+
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %while = f32[8]{0} while(%p), condition=%condition, body=%body
+  %all-reduce.1 = f32[16]{0} all-reduce(%while), replica_groups=[4,2]<=[8], to_apply=%add
+  %reshape.1 = f32[4,4]{1,0} reshape(%all-reduce.1)
+  %dynamic-slice.1 = f32[2,4]{1,0} dynamic-slice(%reshape.1, %p), dynamic_slice_sizes={2,4}
+  %all-reduce.2 = (bf16[16]{0}, bf16[4]{0}) all-reduce(%p, %p), replica_groups=mesh['axis_0'=4,'axis_1'=2], device_ids=([2,4]T(1,0)) {'axis_1'}, to_apply=%add
+  %reduce-scatter.1 = f32[2]{0} reduce-scatter(%p), replica_groups=[2,4]<=[4,2]T(1,0), dimensions={0}, to_apply=%add
+  %permute = f32[10]{0} collective-permute(%p), source_target_pairs={{0,1},{1,0}}
+}
+"""  # noqa: E501
+
+
+def test_exchanges_are_read_from_the_text():
+    """Groups in every notation, loops multiplied out, an all-reduce that is only sliced."""
+    grid = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2), jax.devices()[:8])
+    mesh = Mesh(grid.devices.reshape(2, 2, 2), ("data", "fsdp", "tensor"))
+    assert collectives_of(TEXT, mesh) == [
+        Collective("all-gather", ("data",), 2, 64 * 2 * 4, 5),
+        Collective("reduce-scatter", ("tensor",), 2, 16 * 4, 1),
+        Collective("all-reduce", ("data",), 2, 20 * 2, 1),
+        Collective("reduce-scatter", ("data", "fsdp"), 4, 2 * 4 * 4, 1),
+        Collective("collective-permute", ("tensor",), 2, 10 * 4, 1),
+    ]
+    assert Collective("all-reduce", ("data",), 4, 100, 3).moved == 2 * 3 / 4 * 100 * 3
+    assert Collective("all-gather", ("data",), 4, 100, 3).moved == 3 / 4 * 100 * 3

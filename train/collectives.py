@@ -1,0 +1,190 @@
+"""What a partitioned program moves between devices: read from the compiler's own text.
+
+After partitioning and before a backend rewrites it, the text names every exchange as it was meant;
+loops are multiplied out.
+"""
+
+import math
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from ..errors import UserError
+
+BYTES = {
+    "pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "f16": 2, "bf16": 2,
+    "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8,
+}  # fmt: skip
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+class Collective(NamedTuple):
+    """One exchange of a program."""
+
+    kind: str  # of KINDS; an all-reduce of which only a slice is used is a reduce-scatter
+    axes: tuple[str, ...]  # of the mesh, that it goes along; () where that cannot be read
+    devices: int  # that take part in one
+    size: int  # bytes of the whole array that is gathered, reduced or exchanged
+    times: int  # in one run of the program
+
+    @property
+    def moved(self) -> float:
+        """Bytes that each device sends in one run, by rings (Chan et al. 2007): each of n devices
+        passes on (n - 1) / n of a gathered or scattered array, and twice that of a reduced one."""
+        share = (self.devices - 1) / self.devices
+        factor = {"all-reduce": 2 * share, "collective-permute": 1.0}.get(self.kind, share)
+        return self.times * self.size * factor
+
+
+def partitioned(lowered: jax.stages.Lowered) -> str:
+    """The program's text after partitioning. Compiles it."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"xla_dump_to": folder, "xla_dump_hlo_pass_re": "spmd.*"}
+        lowered.compile(compiler_options=options)
+        found = sorted(Path(folder).glob("*after_spmd-partitioning*.txt"))
+        if not found:
+            raise UserError("the compiler wrote no partitioned program: is it for one device?")
+        return found[-1].read_text()
+
+
+def moved_by_axis(found: Sequence[Collective]) -> dict[tuple[str, ...], float]:
+    """Bytes that each device sends along each of the mesh's axes."""
+    out: dict[tuple[str, ...], float] = {}
+    for one in found:
+        out[one.axes] = out.get(one.axes, 0.0) + one.moved
+    return out
+
+
+def collectives_of(text: str, mesh: Mesh) -> list[Collective]:
+    """Every exchange in a partitioned program's text."""
+    parts = dict(_computations(text))
+    times = _times(text, parts)
+    found = []
+    for name, lines in parts.items():
+        for line in lines if times.get(name) else ():
+            match = re.search(rf"%(\S+) = (.*?) ({'|'.join(KINDS)})\(", line)
+            if not match:
+                continue
+            result, shape, kind = match.groups()
+            group = _group(line, kind)
+            size = _bytes(shape)
+            if kind == "reduce-scatter":  # its result is a share
+                size *= len(group)
+            elif kind == "all-reduce" and _only_sliced(result, lines):
+                kind = "reduce-scatter"
+            if len(group) > 1:
+                found.append(Collective(kind, _axes(group, mesh), len(group), size, times[name]))
+    return found
+
+
+def _computations(text: str) -> Iterator[tuple[str, list[str]]]:
+    """(name, lines) of each computation."""
+    name, lines = "", []
+    for line in text.splitlines():
+        header = re.match(r"(?:ENTRY )?%(\S+) \(.*\{$", line)
+        if header:
+            name, lines = header.group(1), []
+        elif line == "}":
+            yield name, lines
+        else:
+            lines.append(line)
+
+
+def _times(text: str, parts: dict[str, list[str]]) -> dict[str, int]:
+    """How often each computation runs in one run of the program."""
+    entry = re.search(r"^ENTRY %(\S+) ", text, re.MULTILINE).group(1)
+    times, waiting = {}, [(entry, 1)]
+    while waiting:
+        name, count = waiting.pop()
+        times[name] = times.get(name, 0) + count
+        for line in parts[name]:
+            loop = re.search(r"condition=%([^\s,]+), body=%([^\s,]+)", line)
+            if loop:
+                waiting.append((loop.group(2), count * _trips(parts[loop.group(1)])))
+                continue
+            for called in re.findall(r"(?:calls|to_apply|branch_computations)=\{?([^},]+)", line):
+                waiting += [(one.strip().lstrip("%"), count) for one in called.split(",")]
+    return times
+
+
+def _trips(condition: list[str]) -> int:
+    """Of a loop that counts from 0 to a constant."""
+    bounds = [int(n) for line in condition for n in re.findall(r"s32\[\] constant\((\d+)\)", line)]
+    if len(bounds) != 1:
+        raise ValueError(f"a loop whose length cannot be read: {condition}")
+    return bounds[0]
+
+
+def _bytes(shape: str) -> int:
+    """Of an array or a tuple of arrays."""
+    return sum(
+        BYTES[kind] * math.prod(int(n) for n in sizes.split(",") if n)
+        for kind, sizes in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", shape)
+        if kind in BYTES
+    )
+
+
+def _only_sliced(name: str, lines: list[str]) -> bool:
+    """Whether nothing but slices of it is used."""
+    users = [line for line in lines if re.search(rf"%{re.escape(name)}[,)]", line)]
+    same = r"\s+(?:ROOT )?%(\S+) = \S+ (?:copy|reshape|bitcast|convert)\("
+    copies = [re.match(same, line) for line in users]
+    return bool(users) and all(
+        _only_sliced(copy.group(1), lines) if copy else " dynamic-slice(" in line
+        for copy, line in zip(copies, users, strict=True)
+    )
+
+
+def _group(line: str, kind: str) -> list[int]:
+    """The numbers of the devices that take part in the first of the exchanges of a line."""
+    if kind == "collective-permute":
+        pairs = re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", line)
+        return [int(n) for n in pairs.groups()]
+    named = re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? "
+        r"\{([^}]*)\}",
+        line,
+    )
+    if named:
+        axes, dims, order, along = named.groups()
+        sizes = {axis: int(n) for axis, n in re.findall(r"'([^']+)'=(\d+)", axes)}
+        names = list(sizes)
+        if ":(" in along:
+            raise ValueError(f"a part of an axis: {line}")
+        along = re.findall(r"'([^']+)'", along)
+        grid = _iota(dims or str(math.prod(sizes.values())), order)
+        grid = grid.reshape(list(sizes.values()))
+        first = tuple(slice(None) if name in along else 0 for name in names)
+        return grid[first].reshape(-1).tolist()
+    iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
+    if iota:
+        shape, dims, order = iota.groups()
+        return _iota(dims, order).reshape(_numbers(shape))[0].tolist()
+    listed = re.search(r"replica_groups=\{\{([\d,]+)\}", line)
+    if listed:
+        return [int(n) for n in listed.group(1).split(",")]
+    raise ValueError(f"an exchange whose devices cannot be read: {line}")
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(n) for n in text.split(",")]
+
+
+def _iota(dims: str, order: str | None) -> np.ndarray:
+    """0, 1, 2, ... in this shape, its axes in this order."""
+    grid = np.arange(math.prod(_numbers(dims))).reshape(_numbers(dims))
+    return grid.transpose(_numbers(order)) if order else grid
+
+
+def _axes(group: list[int], mesh: Mesh) -> tuple[str, ...]:
+    """The axes of the mesh along which the devices of a group lie."""
+    places = np.array(np.unravel_index(group, mesh.devices.shape))
+    return tuple(
+        name for name, line in zip(mesh.axis_names, places, strict=True) if len(set(line)) > 1
+    )
