@@ -20,7 +20,14 @@ from .parameters import (
 )
 from .refill import make_generator
 from .sampling import Samples, make_sampler, pad_prompts
-from .sharding import MeshConfig, batch_sharding, check_mesh, make_mesh, replicated
+from .sharding import (
+    MeshConfig,
+    batch_sharding,
+    check_mesh,
+    check_rows,
+    make_mesh,
+    replicated,
+)
 
 __all__ = [
     "Apply",
@@ -36,6 +43,7 @@ __all__ = [
     "attention",
     "batch_sharding",
     "check_mesh",
+    "check_rows",
     "choose_kernel",
     "from_stored",
     "grow_vocab",

@@ -11,16 +11,17 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ..errors import UserError
 
-MESH_AXES = ("data", "fsdp", "tensor")
+MESH_AXES = ("data", "fsdp", "expert", "tensor")
 
 # What is not named here (layers, length, head_dim, norm, ...) stays whole on every device.
 RULES: dict[str, tuple[str, ...]] = {
-    "batch": ("data", "fsdp"),
+    "batch": ("data", "fsdp", "expert"),
     "embed": ("fsdp",),
     "vocab": ("tensor",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
+    "expert": ("expert",),
 }
 
 
@@ -32,6 +33,8 @@ class MeshConfig:
     """Copies of the model, each with its share of the batch."""
     fsdp: int = 1
     """Devices that share parameters, gradients and optimiser state, and the batch."""
+    expert: int = 1
+    """Devices that share the experts of a mixture, and the batch."""
     tensor: int = 1
     """Devices that share each matrix product."""
 
@@ -43,7 +46,7 @@ def make_mesh(config: MeshConfig = DATA_PARALLEL, devices: list | None = None) -
     """A mesh over `devices` (None: all), or over the first of them where the config names every
     size and needs fewer. Raises `UserError` where they do not fit."""
     devices = jax.devices() if devices is None else devices
-    sizes = [config.data, config.fsdp, config.tensor]
+    sizes = [getattr(config, axis) for axis in MESH_AXES]
     for axis, size in zip(MESH_AXES, sizes, strict=True):
         if size < 1 and size != -1:
             raise UserError(f"mesh.{axis} must be at least 1, or -1 for what is left, not {size}")
@@ -52,7 +55,7 @@ def make_mesh(config: MeshConfig = DATA_PARALLEL, devices: list | None = None) -
     known = math.prod(size for size in sizes if size != -1)
     if -1 in sizes:
         sizes[sizes.index(-1)] = max(len(devices) // known, 1)
-    if -1 not in (config.data, config.fsdp, config.tensor):
+    else:
         devices = devices[: math.prod(sizes)]  # a mesh that is spelt out may leave devices idle
     if math.prod(sizes) != len(devices):
         shape = " x ".join(f"{a} {s}" for a, s in zip(MESH_AXES, sizes, strict=True))
@@ -98,14 +101,34 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def check_mesh(heads: int, rows: int, mesh: Mesh) -> None:
-    """`UserError` where heads or the rows of a batch cannot be split evenly over the mesh."""
+def batch_split(mesh: Mesh) -> int:
+    """Devices that the rows of a batch are divided over."""
+    return math.prod(mesh.shape[axis] for axis in RULES["batch"])
+
+
+def check_rows(rows: int, mesh: Mesh) -> None:
+    """`UserError` where the rows of a microbatch cannot be split evenly over the mesh."""
+    split = batch_split(mesh)
+    if rows % split:
+        raise UserError(
+            f"a microbatch of {rows} rows does not divide over {split} devices "
+            f"({' x '.join(RULES['batch'])}); change batch, accumulation or mesh"
+        )
+
+
+def check_experts(experts: int, mesh: Mesh) -> None:
+    """`UserError` where a mixture's experts cannot be split evenly over the mesh."""
+    if experts % mesh.shape["expert"]:
+        raise UserError(
+            f"mesh.expert = {mesh.shape['expert']} does not divide model.experts = {experts}"
+        )
+
+
+def check_mesh(heads: int, rows: int, mesh: Mesh, experts: int = 0) -> None:
+    """`UserError` where heads, experts or the rows of a batch cannot be split evenly over the mesh.
+    Of a decoder without experts, the axis `expert` splits the batch alone."""
     tensor = mesh.shape["tensor"]
     if heads % tensor:
         raise UserError(f"mesh.tensor = {tensor} does not divide model.heads = {heads}")
-    split = mesh.shape["data"] * mesh.shape["fsdp"]
-    if rows % split:
-        raise UserError(
-            f"a microbatch of {rows} rows does not divide over {split} devices (data x fsdp); "
-            "change batch, accumulation or mesh"
-        )
+    check_experts(experts, mesh)
+    check_rows(rows, mesh)
