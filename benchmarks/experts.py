@@ -6,7 +6,7 @@ figures are the loss on held-out text, without what routers are held to, the pai
 its 95% interval (Student's t over the seeds), and how busy the busiest expert of any layer is. Runs
 that are finished are not repeated, and one that was interrupted goes on.
 
-    python benchmarks/experts.py [--runs DIR] [--seeds 0 1 2] [--steps 500] [--out FILE.json]
+    python benchmarks/experts.py [--runs DIR] [--seeds 0 1 2] [--steps 800] [--out FILE.json]
 """
 
 import argparse
@@ -38,10 +38,10 @@ def settings(kind: str, seed: int, steps: int, runs: Path) -> PretrainConfig:
     model = dataclasses.replace(
         base.model,
         layers=3,
-        width=128,
+        width=64,
         heads=2,
         context=128,
-        mlp_width=256 if kind == "experts" else 512,
+        mlp_width=128 if kind == "experts" else 256,
     )
     return dataclasses.replace(
         base,
@@ -53,7 +53,7 @@ def settings(kind: str, seed: int, steps: int, runs: Path) -> PretrainConfig:
         mesh=MeshConfig(data=1),
         eval_every=0,
         eval_tokens=32768,
-        final_eval_tokens=1 << 18,
+        final_eval_tokens=1 << 17,
         sample_every=0,
         prompts=(),
         tensorboard=False,
@@ -103,7 +103,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=Path, default=Path("runs/experts"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--out", help="where the figures go as JSON")
     args = parser.parse_args()
     use_large_pages()

@@ -97,9 +97,8 @@ def _on_mesh(
 
     @partial(jax.shard_map, mesh=mesh, in_specs=specs, out_specs=tokens)
     def add_up(x, weights, chosen, into, out):
-        x, weights, chosen, into, out = (
-            jax.tree.map(lambda one: _varying(one, used), tree)
-            for tree in (x, weights, chosen, into, out)
+        x, weights, chosen, into, out = jax.tree.map(
+            lambda one: _varying(one, used), (x, weights, chosen, into, out)
         )
         if gathered:
             x, weights, chosen = (

@@ -55,9 +55,10 @@ def _batch(rows=3, length=16):
     return {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "loss_mask": mask}
 
 
-def _outputs(execution, want=WANT, batch=None):
+def _outputs(execution, want=WANT, batch=None, config=CONFIG):
     batch = _batch() if batch is None else batch
-    return make_apply(CONFIG, execution)(_params(execution), batch, want)
+    apply = jax.jit(make_apply(config, execution), static_argnums=2)
+    return apply(_params(execution, config), batch, want)
 
 
 @pytest.mark.parametrize(
@@ -128,13 +129,12 @@ def test_a_cache_changes_nothing(execution):
     decoder, variables = Decoder(CONFIG, execution), {"params": _params(execution)}
     tokens = _batch()["tokens"]
     segments = jnp.ones_like(tokens)
-    want = decoder.apply(variables, tokens)
+    apply = jax.jit(decoder.apply)
+    want = apply(variables, tokens)
     cache, parts = make_cache(CONFIG, execution, 3, 20), []
     for begin, end in ((0, 9), (9, 10), (10, 16)):
         new = slice(begin, end)
-        hidden, cache = decoder.apply(
-            variables, tokens[:, new], segment_ids=segments[:, new], cache=cache
-        )
+        hidden, cache = apply(variables, tokens[:, new], segment_ids=segments[:, new], cache=cache)
         parts.append(hidden)
     np.testing.assert_allclose(jnp.concatenate(parts, axis=1), want, atol=1e-4)
 
@@ -163,10 +163,9 @@ def test_decoding_keeps_experts_as_they_are_and_routers_exact():
 
 
 def test_more_experts_to_a_token_are_another_decoder():
-    batch, params = _batch(), _params()
     one, two = (
-        make_apply(DecoderConfig(**{**BASE, "experts_per_token": count}), UNROLLED)(params, batch)
-        for count in (1, 2)
+        _outputs(UNROLLED, ("logp",), config=DecoderConfig(**{**BASE, "experts_per_token": k}))
+        for k in (1, 2)
     )
     assert jnp.abs(one["logp"] - two["logp"]).max() > 1e-2
 
@@ -209,8 +208,7 @@ def test_a_mesh_changes_nothing(rows):
     """Also of rows that it does not divide, as in decoding."""
     config = DecoderConfig(**BASE, bias=True)
     batch = _batch(rows)
-    alone = make_apply(config, UNROLLED)
-    want = alone(_params(config=config), batch, WANT)
+    want = _outputs(UNROLLED, batch=batch, config=config)
     mesh = make_mesh(MeshConfig(data=2, expert=2, tensor=2))
     params = jax.device_put(_params(config=config), param_shardings(config, UNROLLED, mesh))
     apply = jax.jit(make_apply(config, UNROLLED, mesh), static_argnums=2)

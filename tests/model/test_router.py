@@ -6,6 +6,7 @@ import numpy as np
 
 from aludel.model.router import choose_experts, router_outputs
 
+OUTPUTS = jax.jit(router_outputs, static_argnums=1)
 LAYERS, ROWS, TIME, EXPERTS, COUNT = 2, 3, 11, 4, 2
 
 
@@ -44,7 +45,7 @@ def test_the_largest_logits_are_chosen_and_weighted_among_themselves():
 
 def test_balance_z_and_load_are_their_formulas():
     logits, counts, segments = _case()
-    out = router_outputs(jnp.asarray(logits), COUNT, jnp.asarray(counts), jnp.asarray(segments))
+    out = OUTPUTS(logits, COUNT, counts, segments)
     np.testing.assert_allclose(out["balance"], _balance(logits, counts, segments), rtol=1e-5)
     z = np.square(np.log(np.exp(logits).sum(axis=-1))).sum(axis=0)
     np.testing.assert_allclose(out["router_z"], z, rtol=1e-5)
@@ -58,7 +59,7 @@ def test_balance_z_and_load_are_their_formulas():
 
 def test_without_segments_a_row_is_one():
     logits, counts, _ = _case()
-    out = router_outputs(jnp.asarray(logits), COUNT, jnp.asarray(counts), None)
+    out = OUTPUTS(logits, COUNT, counts, None)
     want = _balance(logits, counts, np.ones((ROWS, TIME), int))
     np.testing.assert_allclose(out["balance"], want, rtol=1e-5)
 
@@ -67,7 +68,7 @@ def test_balanced_routers_have_a_balance_of_one_a_layer():
     """Every expert first as often as the others; all on the same experts: experts / count."""
     shifted = jnp.stack([jnp.roll(jnp.asarray([2.0, 2.0, 0.0, 0.0]), 2 * t) for t in range(4)])
     both = jnp.stack([shifted, jnp.tile(30 * shifted[0], (4, 1))])[:, None]
-    balance = router_outputs(both, 2, jnp.ones((1, 4)), None)["balance"]
+    balance = OUTPUTS(both, 2, jnp.ones((1, 4)), None)["balance"]
     np.testing.assert_allclose(balance, 1.0 + 4 / 2, rtol=1e-5)
 
 
@@ -75,7 +76,7 @@ def test_balance_pushes_tokens_off_the_busy_experts():
     logits, counts, segments = map(jnp.asarray, _case())
 
     def total(logits):
-        return jnp.sum(router_outputs(logits, COUNT, counts, segments)["balance"] * counts)
+        return jnp.sum(OUTPUTS(logits, COUNT, counts, segments)["balance"] * counts)
 
     grads = jax.grad(total)(logits)
     assert bool(jnp.isfinite(grads).all())

@@ -1,5 +1,6 @@
 """The losses of the later stages are the same on 8 simulated devices, split in any way."""
 
+import dataclasses
 import functools
 
 import jax
@@ -24,6 +25,9 @@ ROWS, TIME, VOCAB = 16, 12, 16
 SHAPE = dict(vocab_size=VOCAB, layers=1, width=16, heads=4, mlp_width=32, context=TIME)
 EXECUTION = Execution(scan=False, attention="plain")
 NETWORKS = {"policy": DecoderConfig(**SHAPE), "critic": DecoderConfig(**SHAPE, scalar_head=True)}
+MIXTURES = {
+    name: dataclasses.replace(config, experts=4, mlp_width=16) for name, config in NETWORKS.items()
+}
 # float32 sums in another order, as in the suite of pretraining.
 LOSS_ROUNDING, GRADIENT_ROUNDING = 2e-6, 1e-5
 
@@ -83,20 +87,25 @@ CASES = {
     "ranking": ranking_case,
     "ranking with log-probs": functools.partial(ranking_case, logp_weight=0.1),
     "ppo": ppo_case,
+    "ppo of experts": ppo_case,
     "dpo": dpo_case,
     "grpo": group_case(grpo_loss()),
     "rloo": group_case(rloo_loss()),
 }
 SPLITS = [("data8", MeshConfig(data=8), 1), ("data4 tensor2", MeshConfig(data=4, tensor=2), 2)]
+DIVIDED = [
+    ("data2 expert4", MeshConfig(data=2, expert=4), 2),
+    ("fsdp2 expert2 tensor2", MeshConfig(data=1, fsdp=2, expert=2, tensor=2), 1),
+]
 
 
 @functools.cache
 def computed(name, mesh_config, accumulation):
     """(loss, gradients) of a case."""
     loss, batch = CASES[name](np.random.default_rng(7))
-    several = name == "ppo"
+    several = name.startswith("ppo")
     configs = (
-        NETWORKS
+        (MIXTURES if "experts" in name else NETWORKS)
         if several
         else {"": NETWORKS["critic" if name.startswith("ranking") else "policy"]}
     )
@@ -114,10 +123,15 @@ def computed(name, mesh_config, accumulation):
     return float(value), jax.device_get(grads)
 
 
-@pytest.mark.parametrize("split", [case[0] for case in SPLITS])
-@pytest.mark.parametrize("name", CASES)
-def test_loss_and_gradients_do_not_depend_on_the_split(name, split):
-    _, mesh, accumulation = next(case for case in SPLITS if case[0] == split)
+TRIED = [(name, *split) for name in CASES for split in (DIVIDED if "experts" in name else SPLITS)]
+
+
+@pytest.mark.parametrize(
+    "name, mesh, accumulation",
+    [(name, mesh, accumulation) for name, _, mesh, accumulation in TRIED],
+    ids=[f"{name}-{split}" for name, split, *_ in TRIED],
+)
+def test_loss_and_gradients_do_not_depend_on_the_split(name, mesh, accumulation):
     value, grads = computed(name, None, 1)
     other, other_grads = computed(name, mesh, accumulation)
     assert other == pytest.approx(value, rel=LOSS_ROUNDING, abs=LOSS_ROUNDING)
