@@ -6,6 +6,7 @@ Each module holds `CONFIGS`, names to values; it is imported when one of its nam
 MODULES: dict[str, dict[str, tuple[str, ...]]] = {
     "pretrain": {
         "demo": ("demo",),
+        "mixtures": ("demo-experts", "mixtral-8x7b"),
         "shakespeare": ("shakespeare-char", "shakespeare-char-modern"),
         "gpt2": ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"),
         "gpt3": (

@@ -25,9 +25,9 @@ from .sharding import (
     MeshConfig,
     batch_sharding,
     check_mesh,
+    check_rows,
     make_mesh,
     replicated,
-    split_of_rows,
 )
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "batch_sharding",
     "check_length",
     "check_mesh",
+    "check_rows",
     "choose_kernel",
     "from_stored",
     "grow_vocab",
@@ -61,7 +62,6 @@ __all__ = [
     "param_shapes",
     "param_shardings",
     "replicated",
-    "split_of_rows",
     "stored_shardings",
     "to_stored",
     "token_scores",

@@ -26,7 +26,14 @@ class DecoderConfig:
     head_dim: int | None = None
     """Width of a head. None: width / heads."""
     mlp_width: int | None = None
-    """Hidden width of the MLP. None: 4 x width (gated: 8/3 x width, rounded up to 64)."""
+    """Hidden width of the MLP, or of each expert. None: 4 x width (gated: 8/3 x width, rounded up
+    to 64)."""
+    experts: int = 0
+    """Experts: so many MLPs in each block, of which a router picks a few for each token (Jiang et
+    al. 2024, Mixtral). 0: one MLP for all tokens."""
+    experts_per_token: int = 2
+    """Experts that a token passes, none ever turned away for want of room; counts where there are
+    experts."""
     context: int = 256
     """Tokens in a training row, and the longest sequence of learned positions."""
     norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
@@ -105,6 +112,13 @@ class DecoderConfig:
             )
         if self.mlp_width is not None and self.mlp_width < 1:
             raise UserError(f"model.mlp_width must be at least 1, not {self.mlp_width}")
+        if self.experts < 0:
+            raise UserError(f"model.experts must not be negative, not {self.experts}")
+        if self.experts and not 1 <= self.experts_per_token <= self.experts:
+            raise UserError(
+                f"model.experts_per_token must lie in 1 ... {self.experts}, the number of "
+                f"model.experts, not {self.experts_per_token}"
+            )
         if self.window is not None and self.window < 1:
             raise UserError(f"model.window must be at least 1, not {self.window}")
         for name in ("tuned_width", "tuned_layers"):
@@ -139,7 +153,7 @@ class DecoderConfig:
 
     @property
     def size_of_mlp(self) -> int:
-        """Hidden width of the MLP."""
+        """Hidden width of the MLP, or of each expert."""
         if self.mlp_width is not None:
             return self.mlp_width
         if self.activation in GATED:
@@ -176,23 +190,37 @@ class DecoderConfig:
         """The same decoder with this vocabulary."""
         return replace(self, vocab_size=vocab_size)
 
-    def block_matrices(self) -> int:
-        """Weights in the matrix products of one block."""
+    def mlps(self, active: bool = False) -> int:
+        """MLPs in a block: its experts, or where `active` those of one token."""
+        if not self.experts:
+            return 1
+        return self.experts_per_token if active else self.experts
+
+    @property
+    def router_weights(self) -> int:
+        """Weights of one block's router."""
+        return self.width * self.experts
+
+    def block_matrices(self, active: bool = False) -> int:
+        """Weights in the matrix products of one block, its router among them; `active`: of its
+        experts only those that a token passes."""
         attention = self.width * self.size_of_head * 2 * (self.heads + self.number_of_kv_heads)
         mlp = self.width * self.size_of_mlp * (3 if self.activation in GATED else 2)
-        return attention + mlp
+        return attention + self.mlps(active) * mlp + self.router_weights
 
     def _norm(self, size: int, bias: bool) -> int:
         return size * (1 + bias) if self.norm_affine else 0
 
-    def parameters(self, embeddings: bool = True) -> int:
-        """How many parameters; without `embeddings`, those of tables and head are left out."""
+    def parameters(self, embeddings: bool = True, active: bool = False) -> int:
+        """How many parameters; without `embeddings`, those of tables and head are left out;
+        `active`: of a mixture's experts only those that a token passes are counted."""
         norm_bias = self.bias and self.norm == "layernorm"
-        block = self.block_matrices() + 2 * self._norm(self.width, norm_bias)
+        block = self.block_matrices(active) + 2 * self._norm(self.width, norm_bias)
         if self.bias:
             heads = self.heads + 2 * self.number_of_kv_heads
             block += heads * self.size_of_head + self.width  # queries, keys, values; output
-            block += self.size_of_mlp * (2 if self.activation in GATED else 1) + self.width
+            mlp = self.size_of_mlp * (2 if self.activation in GATED else 1) + self.width
+            block += self.mlps(active) * mlp
         if self.qk_norm:
             block += 2 * self._norm(self.size_of_head, False)
         block += 2 * self.token_shift * self.width
@@ -209,11 +237,12 @@ class DecoderConfig:
         """Floating-point operations to train on one token, forward and backward.
 
         `6N`: 6 for each weight in a matrix product, the head among them (tied or not) and
-        lookups not (Kaplan et al. 2020). `attention` adds the scores and the weighted sum over
+        lookups not (Kaplan et al. 2020); of a mixture's experts those that a token passes, and its
+        router. `attention` adds the scores and the weighted sum over
         the whole square of `context`, 12 x layers x heads x head_dim x context (PaLM, appendix
         B); `causal` counts the half that a causal mask leaves. A window bounds the context.
         """
-        weights = self.layers * self.block_matrices() + self.vocab_size * self.width
+        weights = self.layers * self.block_matrices(active=True) + self.vocab_size * self.width
         flops = 6.0 * weights
         if convention == "6N":
             return flops

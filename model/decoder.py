@@ -1,7 +1,8 @@
 """The decoder: token ids to hidden states, for GPT-2/3 and the Llama family alike.
 
-tokens -> embedding -> blocks of (norm, attention, norm, MLP) -> norm -> hidden states. Logits
-are a stage of their own (`logprobs.py`); training, scoring and sampling all pass through here.
+tokens -> embedding -> blocks of (norm, attention, norm, MLP or experts) -> norm -> hidden states.
+Logits are a stage of their own (`logprobs.py`); training, scoring and sampling all pass through
+here.
 """
 
 from functools import partial
@@ -16,6 +17,7 @@ from jax.sharding import Mesh
 from .attention import attention
 from .config import GATED, DecoderConfig
 from .execution import DEFAULT, Execution
+from .experts import Experts
 from .kernels import (
     Kernels,
     cached_kernels,
@@ -23,7 +25,18 @@ from .kernels import (
     training_kernels,
     write_slots,
 )
-from .layers import Linear, Norm, ScalarHead, Table, TokenShift, dropout, linear, rotary
+from .layers import (
+    Linear,
+    Norm,
+    ScalarHead,
+    Table,
+    TokenShift,
+    dropout,
+    linear,
+    output_init,
+    rotary,
+)
+from .router import ROUTER
 from .sharding import constrain
 
 REMAT = {
@@ -198,7 +211,7 @@ class Attention(nn.Module):
             )
             cache = cache._replace(key=keys, value=values)
         mixed = constrain(mixed, ("batch", "length", "heads", "head_dim"), self.mesh)
-        init = _output_init(c, c.heads * dim)
+        init = output_init(c, c.heads * dim)
         weights = Linear(c.width, ("heads", "embed"), c.bias, init, name="output")(c.heads * dim)
         (y,) = linear(mixed.reshape(*x.shape[:-1], -1), [weights], self.kernels.project)
         return constrain(y, BETWEEN, self.mesh), cache
@@ -222,21 +235,14 @@ class MLP(nn.Module):
         ]
         (hidden,) = linear(x, weights, project, c.activation)
         hidden = constrain(hidden, ("batch", "length", "mlp"), self.mesh)
-        init = _output_init(c, c.size_of_mlp)
+        init = output_init(c, c.size_of_mlp)
         weights = Linear(c.width, ("mlp", "embed"), c.bias, init, name="down")(c.size_of_mlp)
         (y,) = linear(hidden, [weights], project)
         return constrain(y, BETWEEN, self.mesh)
 
 
-def _output_init(c: DecoderConfig, fan_in: int) -> nn.initializers.Initializer:
-    """Outputs of a block's halves add up over depth: smaller from the start (GPT-2), or zero."""
-    if c.zero_init:
-        return nn.initializers.zeros_init()
-    return _normal(c.output_deviation(fan_in))
-
-
 class Block(nn.Module):
-    """norm -> attention -> add, norm -> MLP -> add."""
+    """norm -> attention -> add, norm -> MLP, or experts, -> add."""
 
     config: DecoderConfig
     execution: Execution
@@ -265,7 +271,10 @@ class Block(nn.Module):
         y, kept_mlp = read("mlp", past[1])
         if asked is not None:  # behind attention each token is by itself
             x, y = tokens_at(x, asked), tokens_at(y, asked)
-        y = MLP(c, self.mesh, self.kernels, name="mlp")(y)
+        if c.experts:
+            y = Experts(c, self.mesh, name="experts")(y)
+        else:
+            y = MLP(c, self.mesh, self.kernels, name="mlp")(y)
         x = x + dropout(y, context.row_keys, 2 * layer + 2, c.dropout)
         if cache is not None and c.token_shift:
             cache = cache._replace(shifted=(kept_attention, kept_mlp))
@@ -273,8 +282,8 @@ class Block(nn.Module):
 
 
 def tokens_at(x: Array, asked: Array) -> Array:
-    """[*asked.shape, width]: of x [B, T, width] the tokens at these places of it flattened."""
-    return x.reshape(-1, x.shape[-1])[asked]
+    """[*asked.shape, ...]: of x [B, T, ...] the tokens at these places of it flattened."""
+    return x.reshape(-1, *x.shape[2:])[asked]
 
 
 class Decoder(nn.Module):
@@ -362,7 +371,7 @@ class Decoder(nn.Module):
         if execution.scanned:
             scan = nn.scan(
                 block,
-                variable_axes={"params": 0},
+                variable_axes={"params": 0, ROUTER: 0},
                 split_rngs={"params": True},
                 in_axes=(0, 0 if layers else nn.broadcast, nn.broadcast),
                 length=c.layers,

@@ -8,32 +8,44 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
+from .config import DecoderConfig
+
 Initializer = Callable[..., Array]
 
 
 Weights = tuple[Array, Array | None]
-"""(kernel [fan in, features], bias [features]) of a linear map; None: it has none."""
+"""(kernel [fan in, features], bias [features]) of a linear map, with a first axis of experts where
+there is one for each; None: it has no bias."""
 Project = Callable[[Array, Sequence[Weights], str | None], tuple[Array, ...]]
 """(x [M, K], weights of one or several maps, an activation or None) -> x @ kernel + bias of each;
 with an activation only what it makes of them."""
 
 
 class Linear(nn.Module):
-    """The weights of a linear map."""
+    """The weights of a linear map, or stacked along a first axis those of one for each expert."""
 
     features: int
     axes: tuple[str, str]
     bias: bool
     init: Initializer
+    experts: int = 0
 
     @nn.compact
     def __call__(self, fan_in: int) -> Weights:
-        init = nn.with_partitioning(self.init, self.axes)
-        kernel = self.param("kernel", init, (fan_in, self.features))
+        names, stack = (("expert",), (self.experts,)) if self.experts else ((), ())
+        init = nn.with_partitioning(self.init, (*names, *self.axes))
+        kernel = self.param("kernel", init, (*stack, fan_in, self.features))
         if not self.bias:
             return kernel, None
-        init = nn.with_partitioning(nn.initializers.zeros_init(), self.axes[1:])
-        return kernel, self.param("bias", init, (self.features,))
+        init = nn.with_partitioning(nn.initializers.zeros_init(), (*names, self.axes[1]))
+        return kernel, self.param("bias", init, (*stack, self.features))
+
+
+def output_init(c: DecoderConfig, fan_in: int) -> Initializer:
+    """Outputs of a block's halves add up over depth: smaller from the start (GPT-2), or zero."""
+    if c.zero_init:
+        return nn.initializers.zeros_init()
+    return nn.initializers.normal(c.output_deviation(fan_in))
 
 
 def project_by(product: Callable[[Array, Array], Array]) -> Project:

@@ -1,6 +1,5 @@
 """What losses see of a decoder: `apply(params, batch, want, key)` and no logits."""
 
-import math
 from collections.abc import Callable, Mapping
 
 import jax
@@ -10,18 +9,20 @@ from jax.sharding import Mesh
 
 from ..errors import UserError
 from .config import DecoderConfig
-from .decoder import Decoder
+from .decoder import Decoder, tokens_at
 from .execution import DEFAULT, Execution
 from .kernels import for_training, gradient_by
 from .logprobs import BLOCK_ELEMENTS, KEPT_ELEMENTS, token_scores
 from .pieces import by_piece, cut, join, pieces_of
-from .sharding import RULES
+from .router import OUTPUTS as OF_ROUTERS
+from .router import ROUTER, kept_logits, router_outputs
+from .sharding import split_of_tokens
 
 Batch = Mapping[str, Array]
 Apply = Callable[..., dict[str, Array]]
 
 SCORES = ("logp", "entropy", "logsumexp")
-OUTPUTS = (*SCORES, "hidden", "value")
+OUTPUTS = (*SCORES, "hidden", "value", *OF_ROUTERS)
 
 
 def head_of(params: Mapping, config: DecoderConfig) -> Array:
@@ -43,20 +44,27 @@ def make_apply(
     `apply(params, batch, want=("logp",), key=None)` returns what is wanted and no more:
     `logp` of `targets` (already shifted), `entropy`, `logsumexp`, float32 [rows, ..., time], all
     from one vocabulary product, `value`, the scalar head's number at each token, float32 of that
-    shape, and `hidden` [rows, ..., time, width]. `batch` holds `tokens` and,
-    for scores, `targets`, i32[rows, ..., time]; optional `positions`, `segment_ids`,
-    `temperature` [rows] and `row` [rows], a row's number in the global batch. With a key and
-    `config.dropout`, noise is drawn for each row by `fold_in(key, row)`. With `asked` i32[b, t],
-    places in the tokens flattened, only what is said of these tokens is computed behind the last
-    attention (where blocks are scanned, behind the last block) and returned, [b, t]; `targets`
-    [b, t] and `temperature` [b] are theirs. There is no dropout then.
+    shape, and `hidden` [rows, ..., time, width]. `batch` holds `tokens` and, for scores,
+    `targets`, i32[rows, ..., time]; optional `positions`, `segment_ids`, `temperature` [rows] and
+    `row` [rows], a row's number in the global batch. With a key and `config.dropout`, noise is
+    drawn for each row by `fold_in(key, row)`.
+
+    Of a mixture of experts there are also `balance` and `router_z` of that shape and `load` [rows,
+    ..., time, layers, experts], see `router_outputs`; what they are means over are the tokens that
+    `loss_mask` [rows, ..., time] counts or, where the batch has none, those that are no padding.
+
+    With `asked` i32[b, t], places in the tokens flattened, only what is said of these tokens is
+    computed behind the last attention (where blocks are scanned, behind the last block) and
+    returned, [b, t]; `targets`, `loss_mask` [b, t] and `temperature` [b] are theirs. There is no
+    dropout then. Where something of the routers is wanted with it, all tokens pass all blocks, and
+    means are over all that are no padding.
     """
     execution = for_training(execution, config.dtype, mesh)
     decoder, pieces = Decoder(config, execution, mesh), pieces_of(mesh)
     if pieces > 1:
         _check_pieces(config)
     gradient = gradient_by(execution.training)
-    split = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in RULES["batch"])
+    split = split_of_tokens(mesh)
 
     def apply(
         params: Mapping,
@@ -67,47 +75,62 @@ def make_apply(
         unknown = set(want) - set(OUTPUTS)
         if unknown:
             raise ValueError(f"unknown output {sorted(unknown)}; there are {', '.join(OUTPUTS)}")
+        of_routers = [name for name in want if name in OF_ROUTERS]
+        if of_routers and not config.experts:
+            raise ValueError(f"{of_routers[0]!r} is a mixture's: this decoder has no experts")
         shape = batch["tokens"].shape
         length, rows = shape[-1], batch["tokens"].size // shape[-1]
 
         def flat(name: str) -> Array | None:
-            if batch.get(name) is None:
-                return None
-            return cut(batch[name].reshape(rows, length), mesh)
+            return batch[name].reshape(rows, length) if batch.get(name) is not None else None
 
-        positions = flat("positions")
-        if positions is None and pieces > 1:
-            positions = cut(jnp.broadcast_to(jnp.arange(length), (rows, length)), mesh)
-        if pieces > 1 and batch.get("asked") is not None:
-            raise ValueError("where rows are cut into pieces, all tokens of them are asked for")
-        row_keys = None
+        def sent(x: Array | None) -> Array | None:
+            return None if x is None else cut(x, mesh)
+
+        asked, positions, row_keys = batch.get("asked"), flat("positions"), None
+        if pieces > 1:
+            if asked is not None:
+                raise ValueError("where rows are cut into pieces, all tokens of them are asked for")
+            if positions is None:
+                positions = jnp.broadcast_to(jnp.arange(length), (rows, length))
         if key is not None and config.dropout > 0:
-            if batch.get("asked") is not None:
+            if asked is not None:
                 raise ValueError("dropout draws its noise by row: ask for all tokens of the rows")
             row_keys = _row_keys(key, batch.get("row", jnp.arange(shape[0])), rows)
-        hidden = decoder.apply(
+        hidden, kept = decoder.apply(
             {"params": params},
-            flat("tokens"),
-            positions=positions,
-            segment_ids=flat("segment_ids"),
+            sent(flat("tokens")),
+            positions=sent(positions),
+            segment_ids=sent(flat("segment_ids")),
             row_keys=row_keys,
-            asked=batch.get("asked"),
+            asked=None if of_routers else asked,
             pieces=pieces,
+            mutable=[ROUTER] if of_routers else [],
         )
-        if batch.get("asked") is not None:
-            shape = batch["asked"].shape
+        out = {}
+        if of_routers:
+            counts = flat("loss_mask") if asked is None else None
+            logits = jnp.moveaxis(kept_logits(kept[ROUTER], config.layers), 0, 2)
+            logits = jnp.moveaxis(join(logits, mesh), 2, 0)
+            about = _routers(logits, config, flat("segment_ids"), counts)
+            out = {name: about[name] for name in of_routers}
+            if asked is not None:
+                hidden = tokens_at(hidden, asked)
+                out = {name: tokens_at(x, asked) for name, x in out.items()}
+        if asked is not None:
+            shape = asked.shape
+        out = {name: x.reshape(*shape, *x.shape[2:]) for name, x in out.items()}
 
         def whole(x: Array) -> Array:
             """A number for each token [N] in the batch's shape."""
             return join(x.reshape(hidden.shape[:2]), mesh).reshape(shape)
 
-        out = {}
         if "hidden" in want:
             out["hidden"] = join(hidden, mesh).reshape(*shape, -1)
         if "value" in want:
             out["value"] = whole(value_of(params, hidden))
-        asked = [name for name in want if name in SCORES]
-        if asked:
+        of_head = [name for name in want if name in SCORES]
+        if of_head:
             targets = batch["targets"].reshape(-1, shape[-1])
             temperature = batch.get("temperature")
             if temperature is not None:
@@ -125,10 +148,21 @@ def make_apply(
                 KEPT_ELEMENTS * split,
                 gradient,
             )
-            out |= {name: whole(getattr(scores, name)) for name in asked}
+            out |= {name: whole(getattr(scores, name)) for name in of_head}
         return out
 
     return apply
+
+
+def _routers(
+    logits: Array, config: DecoderConfig, segment_ids: Array | None, counts: Array | None
+) -> dict[str, Array]:
+    """`router_outputs` of logits f32[layers, rows, T, experts], all tokens counting that are no
+    padding where it is not said how much each does."""
+    if counts is None:
+        real = jnp.ones(logits.shape[1:3]) if segment_ids is None else segment_ids != 0
+        counts = real.astype(jnp.float32)
+    return router_outputs(logits, config.experts_per_token, counts, segment_ids)
 
 
 def _row_keys(key: Array, row: Array, rows: int) -> Array:

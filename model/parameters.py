@@ -100,7 +100,8 @@ def param_growths(config: DecoderConfig, execution: Execution = DEFAULT) -> dict
 
 def param_groups(config: DecoderConfig, execution: Execution = DEFAULT) -> dict:
     """The group of each parameter: `matrix` (weights of blocks), `embedding` (tokens and learned
-    positions), `head` (untied, and the scalar one), `vector` (norms and biases)."""
+    positions), `head` (untied, the scalar one, and routers, which like these read the stream out
+    into a few numbers), `vector` (norms and biases)."""
     shapes = param_shapes(config, execution)
 
     def group(path, _) -> str:
@@ -108,6 +109,8 @@ def param_groups(config: DecoderConfig, execution: Execution = DEFAULT) -> dict:
         if names[0] in ("embed", "position"):
             return "embedding"
         if names[0] == "head" or names[0] == "scalar_head" and names[-1] == "kernel":
+            return "head"
+        if names[-2] == "router":
             return "head"
         return "matrix" if names[-1] == "kernel" else "vector"
 

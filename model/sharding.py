@@ -13,18 +13,20 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ..errors import UserError
 
-MESH_AXES = ("data", "fsdp", "context", "tensor")
+MESH_AXES = ("data", "fsdp", "expert", "context", "tensor")
 
 # What is not named here (layers, length, head_dim, norm, ...) stays whole on every device.
 RULES: dict[str, tuple[str, ...]] = {
-    "rows": ("data", "fsdp"),  # of a batch
-    "batch": ("data", "fsdp", "context"),  # rows of a decoder, pieces of a batch's: see `pieces.py`
+    "rows": ("data", "fsdp", "expert"),  # of a batch
+    # Rows of a decoder, which are pieces of a batch's: see `pieces.py`.
+    "batch": ("data", "fsdp", "expert", "context"),
     "sequence": ("tensor",),  # tokens between blocks' halves, where each is by itself
     "embed": ("fsdp", "context"),
     "vocab": ("tensor",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
+    "expert": ("expert",),
 }
 
 
@@ -36,6 +38,8 @@ class MeshConfig:
     """Copies of the model, each with its share of the batch."""
     fsdp: int = 1
     """Devices that share parameters, gradients and optimiser state, and the batch."""
+    expert: int = 1
+    """Devices that share the experts of a mixture, and the batch."""
     context: int = 1
     """Devices that share the tokens of each row, and what fsdp's share."""
     tensor: int = 1
@@ -61,7 +65,6 @@ def make_mesh(
     model. Raises `UserError` where they do not fit."""
     devices = jax.devices() if devices is None else devices
     sizes = [getattr(config, axis) for axis in MESH_AXES]
-    spelt_out = -1 not in sizes
     for axis, size in zip(MESH_AXES, sizes, strict=True):
         if size < 1 and size != -1:
             raise UserError(f"mesh.{axis} must be at least 1, or -1 for what is left, not {size}")
@@ -70,8 +73,8 @@ def make_mesh(
     known = math.prod(size for size in sizes if size != -1)
     if -1 in sizes:
         sizes[sizes.index(-1)] = max(len(devices) // known, 1)
-    if spelt_out:  # it may leave devices idle
-        devices = devices[: math.prod(sizes)]
+    else:
+        devices = devices[: math.prod(sizes)]  # a mesh that is spelt out may leave devices idle
     if math.prod(sizes) != len(devices):
         shape = " x ".join(f"{a} {s}" for a, s in zip(MESH_AXES, sizes, strict=True))
         raise UserError(f"a mesh of {shape} does not fit {len(devices)} devices")
@@ -132,19 +135,43 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def _parts(name: str, mesh: Mesh | None) -> int:
+    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in RULES[name])
+
+
 def split_of_rows(mesh: Mesh | None) -> int:
     """Parts that the rows of a batch are divided into."""
-    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in RULES["rows"])
+    return _parts("rows", mesh)
 
 
-def check_mesh(heads: int, rows: int, mesh: Mesh) -> None:
-    """`UserError` where heads or the rows of a batch cannot be split evenly over the mesh."""
-    tensor = mesh.shape["tensor"]
-    if heads % tensor:
-        raise UserError(f"mesh.tensor = {tensor} does not divide model.heads = {heads}")
+def split_of_tokens(mesh: Mesh | None) -> int:
+    """Parts that the tokens of a batch are divided into, where a decoder sees them."""
+    return _parts("batch", mesh)
+
+
+def check_rows(rows: int, mesh: Mesh) -> None:
+    """`UserError` where the rows of a microbatch cannot be split evenly over the mesh."""
     split = split_of_rows(mesh)
     if rows % split:
         raise UserError(
-            f"a microbatch of {rows} rows does not divide over {split} devices (data x fsdp); "
-            "change batch, accumulation or mesh"
+            f"a microbatch of {rows} rows does not divide over {split} devices "
+            f"({' x '.join(RULES['rows'])}); change batch, accumulation or mesh"
         )
+
+
+def check_experts(experts: int, mesh: Mesh) -> None:
+    """`UserError` where a mixture's experts cannot be split evenly over the mesh."""
+    if experts % mesh.shape["expert"]:
+        raise UserError(
+            f"mesh.expert = {mesh.shape['expert']} does not divide model.experts = {experts}"
+        )
+
+
+def check_mesh(heads: int, rows: int, mesh: Mesh, experts: int = 0) -> None:
+    """`UserError` where heads, experts or the rows of a batch cannot be split evenly over the mesh.
+    Of a decoder without experts, the axis `expert` splits the batch alone."""
+    tensor = mesh.shape["tensor"]
+    if heads % tensor:
+        raise UserError(f"mesh.tensor = {tensor} does not divide model.heads = {heads}")
+    check_experts(experts, mesh)
+    check_rows(rows, mesh)

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 
 def turn(params: dict) -> dict:
-    """`params` with the two axes of every block's kernel swapped; twice is nothing.
+    """`params` with the two axes of every block's kernel swapped, but for those of a mixture of
+    experts, which XLA multiplies; twice is nothing.
 
     The native product reads a kernel as [N, K]: one output after another, in order. So decoding
     keeps kernels turned, and turns them back for the decoder inside its program, where that and
@@ -17,16 +18,18 @@ def turn(params: dict) -> dict:
 
     def one(path: tuple, x: jax.Array) -> jax.Array:
         inside = path[0].key.startswith("blocks") and path[-1].key == "kernel"
-        return jnp.swapaxes(x, -1, -2) if inside else x
+        return jnp.swapaxes(x, -1, -2) if inside and path[1].key != "experts" else x
 
     return jax.tree_util.tree_map_with_path(one, params)
 
 
 def narrow(params: dict, dtype: str) -> dict:
-    """`params` with matrices and tables in the compute dtype, as the decoder casts them anyway."""
+    """`params` with matrices and tables in the compute dtype, as the decoder casts them anyway: all
+    but those of routers."""
 
     def one(path: tuple, x: jax.Array) -> jax.Array:
-        return x.astype(dtype) if path[-1].key in ("kernel", "table") else x
+        narrowed = path[-1].key in ("kernel", "table") and path[-2].key != "router"
+        return x.astype(dtype) if narrowed else x
 
     return jax.tree_util.tree_map_with_path(one, params)
 

@@ -36,8 +36,9 @@ def _quick_jit(function: Callable) -> Callable:
     return jax.jit(function, compiler_options=options)
 
 
-def check_loss(loss: Loss) -> None:
-    """Raise `UserError` with the reason if `loss` does not keep the contract of losses.
+def check_loss(loss: Loss, experts: bool = False) -> None:
+    """Raise `UserError` with the reason if `loss` does not keep the contract of losses; `experts`:
+    tried on a decoder that has some, for losses that ask for what its routers did.
 
     A loss returns a dict of float32 Terms, by row or summed over rows. Its weights depend on the
     batch alone; masked targets, padding, packing, accumulation and the mesh change nothing (the
@@ -52,6 +53,8 @@ def check_loss(loss: Loss) -> None:
         mlp_width=16,
         context=LENGTH,
         activation="gelu",
+        # Each token passes both: a choice that jumps would be no match for finite differences.
+        experts=2 if experts else 0,
     )
     with jax.default_matmul_precision("highest"):
         _try(loss, config)

@@ -19,6 +19,23 @@ from .optimizer import OptimizerConfig
 
 
 @dataclass(frozen=True)
+class RouterConfig:
+    """What the routers of a mixture of experts are held to by the language-model loss; of a decoder
+    without experts nothing. Impossible values raise `UserError`."""
+
+    balance: float = 0.01
+    """Factor of the load-balance loss of each layer (Fedus et al. 2021, Switch: 0.01); 0: none."""
+    z: float = 0.001
+    """Factor of the router z-loss of each layer (Zoph et al. 2022, ST-MoE: 0.001); 0: none."""
+
+    def __post_init__(self) -> None:
+        for name in ("balance", "z"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise UserError(f"router.{name} must be a number from 0, not {value}")
+
+
+@dataclass(frozen=True)
 class StageConfig:
     """What the settings of every stage have in common. Impossible values raise `UserError`."""
 
@@ -166,6 +183,8 @@ class PretrainConfig(StageConfig):
     """The field of a record (jsonl, tfds) that holds its text."""
     decode_errors: Literal["strict", "replace"] = "strict"
     """Bytes that are not UTF-8: refuse them, or replace and count them."""
+    router: RouterConfig = RouterConfig()
+    """What routers of experts are held to."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -232,6 +251,9 @@ class FineTuneConfig(StageConfig):
 @dataclass(frozen=True)
 class SftConfig(FineTuneConfig):
     """Everything that instruction tuning depends on. Impossible values raise `UserError`."""
+
+    router: RouterConfig = RouterConfig()
+    """What routers of experts are held to."""
 
 
 @dataclass(frozen=True)

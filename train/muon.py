@@ -35,11 +35,14 @@ def newton_schulz(x: Array) -> Array:
 
 
 def orthogonalise(kernel: Array) -> Array:
-    """Kernels [in, out], or stacked [layers, in, out], each by itself, times the factor of its
-    shape, sqrt(max(1, out / in)), with which one learning rate serves all shapes."""
+    """Kernels [in, out], or stacked [layers, in, out], [experts, in, out] or both, each by itself,
+    times the factor of its shape, sqrt(max(1, out / in)), with which one learning rate serves all
+    shapes."""
     fan_in, fan_out = kernel.shape[-2:]
-    step = newton_schulz(kernel) if kernel.ndim == 2 else jax.vmap(newton_schulz)(kernel)
-    return step * max(1.0, fan_out / fan_in) ** 0.5
+    apart = newton_schulz
+    for _ in kernel.shape[:-2]:
+        apart = jax.vmap(apart)
+    return apart(kernel) * max(1.0, fan_out / fan_in) ** 0.5
 
 
 def scale_by_muon(momentum: float) -> optax.GradientTransformation:

@@ -28,7 +28,7 @@ class OptimizerConfig:
     embedding_learning_rate: float | None = None
     """Peak learning rate of the embedding and learned positions. None: learning_rate."""
     head_learning_rate: float | None = None
-    """Peak learning rate of an untied head. None: learning_rate."""
+    """Peak learning rate of an untied head, and of routers. None: learning_rate."""
     vector_learning_rate: float | None = None
     """Peak learning rate of norms and biases. None: learning_rate."""
     beta1: float = 0.9
@@ -106,7 +106,8 @@ def make_optimizer(
     grown. The update of a matrix under Muon is the orthogonalised momentum times sqrt(max(1,
     out / in)), Keller Jordan's scaling and optax's default, so that rates carry over from
     modded-nanogpt: about .01 to .02, with Adam's .02 for the embedding and .004 for the head.
-    Stacked matrices [layers, in, out] and separate ones are given the same update.
+    Stacked matrices [layers, in, out] and separate ones are given the same update, and so is each
+    of a mixture's experts [layers, experts, in, out].
     """
     links = [optax.clip_by_global_norm(config.clip)] if config.clip else []
     links.append(_precondition(config, groups))

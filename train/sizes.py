@@ -50,8 +50,8 @@ def expected_seconds(
 def optimizer_bytes(model: DecoderConfig, optimizer: OptimizerConfig) -> int:
     """Bytes of the optimiser's state: Adam's two moments, or Muon's one for matrices."""
     moments = 2 * model.parameters()
-    if optimizer.name == "muon":
-        moments -= model.layers * model.block_matrices()
+    if optimizer.name == "muon":  # routers are Adam's
+        moments -= model.layers * (model.block_matrices() - model.router_weights)
     return 4 * moments
 
 
@@ -76,16 +76,20 @@ def engineering(value: float) -> str:
 def model_rows(model: DecoderConfig) -> list[tuple[str, str]]:
     """The decoder's figures."""
     mlp = f"MLP {model.size_of_mlp:,} ({model.activation})"
+    if model.experts:
+        mlp = f"{model.experts} experts, {model.experts_per_token} to a token, each an {mlp}"
     heads = f"{model.heads} heads of {model.size_of_head}"
     if model.number_of_kv_heads != model.heads:
         heads += f", {model.number_of_kv_heads} for keys and values"
     vocabulary = f"{model.vocab_size:,}" if model.vocab_size else "the tokenizer's (counted as 0)"
     gib = model.cache_bytes(1, model.context)
+    active = [("  active", f"{model.parameters(active=True):,}")] if model.experts else []
     return [
         ("shape", f"{model.layers} layers, width {model.width:,}, {heads}, {mlp}"),
         ("vocabulary", f"{vocabulary}, {'tied' if model.tied else 'untied'} head"),
         ("context", f"{model.context:,} tokens, {model.position} positions"),
         ("parameters", f"{model.parameters():,}"),
+        *active,
         ("  without embeddings", f"{model.parameters(embeddings=False):,}"),
         ("FLOPs per token", f"{engineering(model.flops_per_token())} (6N)"),
         (
@@ -169,7 +173,8 @@ def dry_run(config: StageConfig) -> list[str]:
     if not config.steps:
         config = with_expected_steps(config)
     mesh = make_mesh(config.mesh)
-    check_mesh(config.model.heads, config.batch // config.accumulation, mesh)
+    rows, model = config.batch // config.accumulation, config.model
+    check_mesh(model.heads, rows, mesh, model.experts)
     check_length(config.row_length, mesh)
     devices = list(mesh.devices.flat)
     settings = [

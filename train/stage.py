@@ -28,7 +28,7 @@ from .journal import LAG, Journal
 from .layout import Layout, make_layout
 from .load import load_loss
 from .loop import Plan, Signals, train, without_samples
-from .losses import lm_loss
+from .losses import language_loss, lm_loss
 from .optimizer import make_optimizer
 from .placing import local_rows, placer
 from .progress import duration, make_display
@@ -97,7 +97,7 @@ class Stage:
     """`sample(state, step) -> records`: what the model writes at a step, for samples.jsonl."""
     files: Callable[[Tokenizer], Mapping[str, str]] = lambda tokenizer: {}
     """Further files of the run, by name."""
-    loss: Callable[[Any], Loss] = lambda config: lm_loss(config.z_loss)
+    loss: Callable[[Any], Loss] = language_loss
     """The loss, where the user brings none."""
     evaluator: "Callable[[Trained, Callable[[], bool]], Evaluator] | None" = None
     """`evaluate(params, whole) -> figures` of the validation part, {} where the function given
@@ -148,14 +148,14 @@ def _run(stage: Stage, config: Any, signals: Signals) -> Path:
     # ---- devices and the loss
     keep_memory()  # before the devices' threads begin
     mesh = make_mesh(config.mesh)
-    check_mesh(model.heads, config.batch // config.accumulation, mesh)
+    check_mesh(model.heads, config.batch // config.accumulation, mesh, model.experts)
     check_length(config.row_length, mesh)
     place = placer(mesh)
-    loss = stage.loss(config)
+    loss = None if stage.stepper else stage.loss(config)
     if config.loss and not stage.stepper:
         loss = load_loss(config.loss)
         if stage.evaluator is None:  # it tries losses of text
-            check_loss(loss)
+            check_loss(loss, experts=model.experts > 0)
 
     # ---- the state: fresh, or where the run left off
     layout = make_layout(
@@ -340,9 +340,11 @@ def opening(
         of = zip(corpus.names, each, strict=True)
         epochs = "epochs: " + ", ".join(f"{one:.2g} of {name}" for name, one in of)
     peak = peak_flops(devices)
+    active = config.model.parameters(active=True)
+    active = f" ({active:,} of them for each token)" if config.model.experts else ""
     lines = [
-        f"model: {config.model.parameters():,} parameters, vocabulary {config.model.vocab_size:,}, "
-        f"rows of {config.row_length:,} tokens",
+        f"model: {config.model.parameters():,} parameters{active}, "
+        f"vocabulary {config.model.vocab_size:,}, rows of {config.row_length:,} tokens",
         f"data: {', '.join(corpus.names)}: {tokens:,} tokens to train on, {held:,} for validation",
         f"run: {config.steps:,} steps of {config.tokens_per_step:,} tokens, {epochs}, "
         f"on {describe(devices)}",

@@ -16,9 +16,9 @@ from jax import Array
 from jax.sharding import Mesh
 
 from ..errors import UserError
-from ..model import batch_sharding, replicated, split_of_rows
+from ..model import batch_sharding, check_rows, replicated
 from .guard import GuardConfig, GuardState, init_guard, judge
-from .terms import Loss, Term, by_source, checked, inverse, mean, scales_of, total
+from .terms import Loss, Term, by_source, checked, figures_of, inverse, mean, scales_of, total
 
 Batch = Mapping[str, Any]  # arrays, or a batch of another kind: its rows go along
 Metrics = dict[str, Array]
@@ -184,12 +184,8 @@ def _check_split(rows: int, accumulation: int, mesh: Mesh | None) -> None:
             f"a batch of {rows} rows does not divide into {accumulation} microbatches; "
             "change batch or accumulation"
         )
-    split = split_of_rows(mesh)
-    if rows // accumulation % split:
-        raise UserError(
-            f"a microbatch of {rows // accumulation} rows does not divide over {split} devices "
-            "(data x fsdp); change batch, accumulation or mesh"
-        )
+    if mesh is not None:
+        check_rows(rows // accumulation, mesh)
 
 
 def make_step(
@@ -208,10 +204,11 @@ def make_step(
     batch["source"]. guard: None accepts every step. shardings: of the state, from
     `state_shardings`; None on one device.
 
-    Metrics, f32[]: `loss` (the objective), the mean of each term under its name and, for terms by
-    row, by source as `term/source` (NaN where the batch holds nothing that counts), `grad_norm`
-    before clipping, `learning_rate` where the optimiser's state tells it, and `skipped`, the
-    steps that the guard has refused so far.
+    Metrics, f32[]: `loss` (the objective), the mean of each term under its name (or what the loss
+    reports in place of them, see `objective`) and, for terms by row, by source as `term/source`
+    (NaN where the batch holds nothing that counts), `grad_norm` before clipping, `learning_rate`
+    where the optimiser's state tells it, and `skipped`, the steps that the guard has refused so
+    far.
     """
     param_shardings = None if shardings is None else shardings.params
     loss_and_grads = make_loss_and_grads(loss, apply, accumulation, param_shardings)
@@ -221,7 +218,7 @@ def make_step(
         noise = stream(jax.random.fold_in(key, state.step), "loss")
         value, grads, terms = loss_and_grads(state.params, batch, noise)
         state, metrics = advance(state, value, grads)
-        return state, {**_figures(terms, batch, sources), **metrics}
+        return state, {**_figures(loss, terms, batch, sources), **metrics}
 
     if shardings is None:
         return jax.jit(step, donate_argnums=0)
@@ -268,9 +265,9 @@ def make_advance(
     return advance
 
 
-def _figures(terms: dict[str, Term], batch: Batch, sources: tuple[str, ...]) -> Metrics:
-    """The mean of each term, and of each source's share in it."""
-    figures = {name: mean(term) for name, term in terms.items()}
+def _figures(loss: Loss, terms: dict[str, Term], batch: Batch, sources: tuple[str, ...]) -> Metrics:
+    """The mean of each term, or what the loss reports of them, and of each source's share."""
+    figures = figures_of(loss, terms)
     for name, term in terms.items():
         if sources and term.sum.ndim:
             shares = by_source(term, batch["source"], len(sources))

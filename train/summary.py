@@ -29,11 +29,14 @@ def summarize(run: Run, config: StageConfig, *, epochs: dict[str, float], second
     first, last = (evaluated[0], evaluated[-1]) if evaluated else ({}, {})
     best = min(evaluated, key=lambda line: line[name_in(line)], default={})
     name = name_in(last) or NAMES[0]
+    experts = bool(config.model.experts)
+    active = {"active_parameters": config.model.parameters(active=True)} if experts else {}
     out = {
         "steps": config.steps,
         "tokens": config.steps * config.tokens_per_step,
         **epochs,
         "parameters": config.model.parameters(),
+        **active,
         "seconds": round(seconds, 2),
         "loss_nats": _mean(steps[-LAST:], "loss_nats"),
         **{f"{each}_before": first.get(each) for each in (name, *REPORTED) if each in first},

@@ -10,6 +10,7 @@ from jax import Array
 from ..errors import UserError
 
 Loss = Callable[..., dict[str, "Term"]]
+Figures = Callable[[dict[str, Array]], dict[str, Array]]
 RESERVED = ("loss", "grad_norm", "learning_rate", "skipped")
 
 
@@ -23,21 +24,32 @@ class Term(NamedTuple):
     weight: Array
 
 
-def objective(*, surrogate: bool = False, **scales: float) -> Callable[[Loss], Loss]:
+def objective(
+    *, surrogate: bool = False, figures: Figures | None = None, **scales: float
+) -> Callable[[Loss], Loss]:
     """Decorate a loss with the factors of its terms: the objective is sum scale * sum / weight.
 
     A term that is not named is a metric. A loss of one term needs no decorator. `surrogate`
     declares that the gradient is not that of the value (policy gradients), so that `check_loss`
-    does not hold it against finite differences.
+    does not hold it against finite differences. `figures` makes what is reported of a step out of
+    the means of its terms: for figures that are no means themselves.
     """
 
     def decorate(loss: Loss) -> Loss:
         loss.surrogate = surrogate
+        loss.figures = figures
         if scales:
             loss.scales = {name: float(scale) for name, scale in scales.items()}
         return loss
 
     return decorate
+
+
+def figures_of(loss: Loss, terms: Mapping[str, Term]) -> dict[str, Array]:
+    """What is reported of the terms of a whole batch, f32[] each."""
+    means = {name: mean(term) for name, term in terms.items()}
+    figures = getattr(loss, "figures", None)
+    return means if figures is None else figures(means)
 
 
 def name_of(loss: Loss) -> str:

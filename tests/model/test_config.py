@@ -29,6 +29,7 @@ FAMILIES = {
         embedding_norm=True,
         mlp_width=40,
     ),
+    "mixture": dict(experts=4, experts_per_token=2, bias=True, activation="swiglu"),
 }
 
 
@@ -46,6 +47,17 @@ def test_flops_by_hand():
     assert config.flops_per_token() == 6 * weights
     assert config.flops_per_token(convention="attention") == 6 * weights + 12 * 2 * 8 * 16
     assert config.flops_per_token(convention="causal") == 6 * weights + 6 * 2 * 8 * 16
+
+
+def test_a_mixture_counts_what_a_token_passes():
+    fields = dict(vocab_size=10, layers=2, width=8, heads=2, mlp_width=32, context=16)
+    config = DecoderConfig(**fields, experts=4, experts_per_token=2)
+    dense, mlp, router = DecoderConfig(**fields), 3 * 8 * 32, 4 * 8
+    assert config.parameters() == dense.parameters() + 2 * (3 * mlp + router)
+    assert config.parameters(active=True) == dense.parameters() + 2 * (mlp + router)
+    assert config.block_matrices() == dense.block_matrices() + 3 * mlp + router
+    assert config.flops_per_token() == dense.flops_per_token() + 6 * 2 * (mlp + router)
+    assert dense.parameters(active=True) == dense.parameters()
 
 
 def test_cache_bytes_by_hand():
@@ -76,6 +88,10 @@ def test_gpt3_175b_has_its_parameters():
         (dict(window=0), "model.window"),
         (dict(rope_theta=0.0), "model.rope_theta"),
         (dict(logit_cap=-1.0), "model.logit_cap"),
+        (dict(experts=-1), "model.experts must not be negative"),
+        (dict(experts=1), "model.experts_per_token must lie in 1 ... 1"),
+        (dict(experts=4, experts_per_token=0), "model.experts_per_token must lie in 1 ... 4"),
+        (dict(experts=4, experts_per_token=5), "the number of model.experts, not 5"),
     ],
 )
 def test_impossible_shapes_are_refused(fields, says):

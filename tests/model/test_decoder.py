@@ -183,6 +183,7 @@ def test_every_parameter_and_batch_axis_has_a_name():
     for fields in (
         dict(),
         dict(norm="layernorm", position="learned", bias=True, qk_norm=True, embedding_norm=True),
+        dict(experts=4, bias=True),
     ):
         config = DecoderConfig(**BASE, **fields)
         boxed = jax.eval_shape(lambda c=config: _boxed(c, jax.random.key(0)))

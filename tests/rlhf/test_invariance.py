@@ -1,7 +1,7 @@
 """The losses of the later stages are the same on 8 simulated devices, split in any way."""
 
+import dataclasses
 import functools
-from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,9 @@ ROWS, TIME, VOCAB = 16, 12, 16
 SHAPE = dict(vocab_size=VOCAB, layers=1, width=16, heads=4, mlp_width=32, context=TIME)
 EXECUTION = Execution(scan=False, attention="plain")
 NETWORKS = {"policy": DecoderConfig(**SHAPE), "critic": DecoderConfig(**SHAPE, scalar_head=True)}
+MIXTURES = {
+    name: dataclasses.replace(config, experts=4, mlp_width=16) for name, config in NETWORKS.items()
+}
 # float32 sums in another order, as in the suite of pretraining.
 LOSS_ROUNDING, GRADIENT_ROUNDING = 2e-6, 1e-5
 
@@ -84,34 +87,43 @@ CASES = {
     "ranking": ranking_case,
     "ranking with log-probs": functools.partial(ranking_case, logp_weight=0.1),
     "ppo": ppo_case,
+    "ppo of experts": ppo_case,
     "dpo": dpo_case,
     "grpo": group_case(grpo_loss()),
     "rloo": group_case(rloo_loss()),
 }
+PIECES = "data2 fsdp2 context2"
 SPLITS = {
     "data8": (MeshConfig(data=8), 1),
     "data4 tensor2": (MeshConfig(data=4, tensor=2), 2),
-    "data2 fsdp2 context2": (MeshConfig(data=2, fsdp=2, context=2), 2),
+    PIECES: (MeshConfig(data=2, fsdp=2, context=2), 2),
+    "data2 expert4": (MeshConfig(data=2, expert=4), 2),
+    "fsdp2 expert2 tensor2": (MeshConfig(data=1, fsdp=2, expert=2, tensor=2), 1),
 }
+TRIED = [
+    (name, split)
+    for name in CASES
+    for split in SPLITS
+    if split != PIECES and ("experts" in name) == ("expert" in split)
+]
 # What pieces of rows could change lies before a loss: two losses show it.
-TRIED = [(name, split) for name in CASES for split in SPLITS if split != "data2 fsdp2 context2"]
-TRIED += [("ppo", "data2 fsdp2 context2"), ("ranking", "data2 fsdp2 context2")]
+TRIED += [("ppo", PIECES), ("ranking", PIECES)]
 
 
 @functools.cache
 def computed(name, mesh_config, accumulation):
     """(loss, gradients) of a case."""
     loss, batch = CASES[name](np.random.default_rng(7))
-    several = name == "ppo"
+    several = name.startswith("ppo")
     configs = (
-        NETWORKS
+        (MIXTURES if "experts" in name else NETWORKS)
         if several
         else {"": NETWORKS["critic" if name.startswith("ranking") else "policy"]}
     )
     devices = jax.devices()[:1] if mesh_config is None else jax.devices()[:8]
     mesh = make_mesh(mesh_config or MeshConfig(data=1), devices)
     attention = "context" if mesh.shape["context"] > 1 else EXECUTION.attention
-    execution = replace(EXECUTION, attention=attention)
+    execution = dataclasses.replace(EXECUTION, attention=attention)
     params, places, apply = {}, {}, {}
     for number, (network, config) in enumerate(configs.items()):
         params[network] = init_params(config, execution, jax.random.key(number), mesh)

@@ -6,6 +6,7 @@ import pytest
 
 from aludel.errors import UserError
 from aludel.train import Term, check_loss, lm_loss, load_loss, objective, sum_rows
+from aludel.train.config import RouterConfig
 
 FOCAL = '''"""Focal loss: what is already sure counts less (Lin et al. 2017)."""
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ def _nll(apply, params, batch, key):
 
 def test_the_houses_loss_passes():
     check_loss(lm_loss(1e-3))
+    check_loss(lm_loss(1e-3, RouterConfig()), experts=True)
 
 
 def test_a_users_file_passes(tmp_path):

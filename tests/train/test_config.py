@@ -20,6 +20,7 @@ from aludel.train.config import (
     PpoConfig,
     PretrainConfig,
     RewardConfig,
+    RouterConfig,
     SftConfig,
     StageConfig,
     difference,
@@ -61,6 +62,7 @@ def test_fewer_than_100_keys_beside_the_decoder():
         GuardConfig,
         MeshConfig,
         Execution,
+        RouterConfig,
     ],
 )
 def test_each_field_says_what_it_is_for(kind):
@@ -82,6 +84,7 @@ def test_each_field_says_what_it_is_for(kind):
         ({"model": 3}, "must be an object"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"batch": 6, "accumulation": 4}, "accumulation = 4 does not divide batch = 6"),
+        ({"router": {"balance": -0.1}}, "router.balance must be a number from 0, not -0.1"),
     ],
 )
 def test_what_json_must_not_hold(values, part):
@@ -150,10 +153,19 @@ def test_paths_mean_the_same_from_any_folder(tmp_path, monkeypatch):
         ("llama3-8b", 8030, 0.001),
         ("llama3-70b", 70550, 0.001),
         ("llama3-405b", 405850, 0.001),
+        ("mixtral-8x7b", 46703, 0.001),
     ],
 )
 def test_ladders_have_the_published_sizes(name, millions, tolerance):
     assert named(name).model.parameters() / 1e6 == pytest.approx(millions, rel=tolerance)
+
+
+def test_mixtures_have_the_published_active_sizes():
+    active = named("mixtral-8x7b").model.parameters(active=True)
+    assert active / 1e9 == pytest.approx(12.9, rel=0.003)
+    small, dense = (named(name).model.with_vocab(2048) for name in ("demo-experts", "demo"))
+    assert small.parameters(active=True) == pytest.approx(dense.parameters(), rel=0.003)
+    assert small.parameters() > 2 * dense.parameters()
 
 
 def test_gpt3_trains_on_300_billion_tokens():

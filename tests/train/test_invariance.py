@@ -1,10 +1,10 @@
 """Loss and gradients of one step do not depend on how it is run, on 8 simulated devices.
 
 Axes: mesh, accumulation, packing, scanned layers, remat, attention kernel. `make test` tries each
-setting against the reference with a loss of two terms with different weights, and with dropout;
-`make test-all` tries every pair of settings at least once, for each of three losses. Losses and
-gradients are compared, never parameters after Adam, which makes +-lr of a gradient that is zero
-up to rounding.
+setting against the reference with a loss of two terms with different weights, and with dropout,
+and a mixture of experts on meshes that divide them; `make test-all` tries every pair of settings at
+least once, for each of three losses. Losses and gradients are compared, never parameters after
+Adam, which makes +-lr of a gradient that is zero up to rounding.
 """
 
 import functools
@@ -28,6 +28,7 @@ from aludel.model import (
 )
 from aludel.model.kernels import fused
 from aludel.train import Term, lm_loss, make_loss_and_grads, objective, sum_rows
+from aludel.train.config import RouterConfig
 
 AXES = {
     "mesh": ("1", "data8", "fsdp8", "data4 tensor2", "fsdp4 tensor2", "data2 fsdp2 tensor2"),
@@ -39,6 +40,7 @@ AXES = {
 }
 REFERENCE = {axis: settings[0] for axis, settings in AXES.items()}
 LOSSES = ("one term", "two terms", "dropout")
+STRICT = RouterConfig(balance=0.3, z=0.1)  # so that what routers are held to would show
 
 CONFIG = dict(
     vocab_size=48,
@@ -104,6 +106,14 @@ def _mesh(name: str):
     return make_mesh(MeshConfig(**{"data": 1, **sizes}))
 
 
+def _config(loss_name: str, model: dict | None = None) -> DecoderConfig:
+    """The decoder that a loss is tried on; model: fields that are not as in CONFIG."""
+    fields = {**CONFIG, **(model or {})}
+    if loss_name == "experts":
+        return DecoderConfig(**fields, experts=4, experts_per_token=2)
+    return DecoderConfig(**fields, dropout=0.2 if loss_name == "dropout" else 0.0)
+
+
 @functools.cache
 def _stored_params(config: DecoderConfig):
     params = to_stored(init_params(config, Execution(scan=True), jax.random.key(0)), config)
@@ -113,11 +123,9 @@ def _stored_params(config: DecoderConfig):
 
 
 def _compute(loss_name: str, model: dict | None = None, **changes):
-    """(objective, gradients in the stored layout) of one setting of the axes; model: fields of the
-    decoder that are not as in CONFIG."""
+    """(objective, gradients in the stored layout) of one setting of the axes."""
     setting = {**REFERENCE, **changes}
-    dropout = 0.2 if loss_name == "dropout" else 0.0
-    config = DecoderConfig(**{**CONFIG, **(model or {})}, dropout=dropout)
+    config = _config(loss_name, model)
     execution = Execution(
         scan=setting["scan"], remat=setting["remat"], attention=setting["attention"]
     )
@@ -125,7 +133,7 @@ def _compute(loss_name: str, model: dict | None = None, **changes):
     shardings = param_shardings(config, execution, mesh)
     params = from_stored(_stored_params(config), config, execution)
     params = jax.device_put(params, shardings)
-    loss = lm_loss() if loss_name == "one term" else two_terms
+    loss = {"one term": lm_loss(), "experts": lm_loss(1e-3, STRICT)}.get(loss_name, two_terms)
     apply = make_apply(config, execution, mesh)
     f = jax.jit(make_loss_and_grads(loss, apply, setting["accumulation"], shardings))
     value, grads, _ = f(params, _batch(setting["packed"]), jax.random.key(2))
@@ -206,6 +214,20 @@ WITH_DROPOUT = [
 ]
 
 
+# Of a mixture of experts, each mesh that divides them, with other axes beside it.
+WITH_EXPERTS = [
+    {"mesh": "data2 expert4", "accumulation": 2, "packed": True},
+    {"mesh": "data2 fsdp2 expert2", "scan": True, "remat": "dots"},
+    {"mesh": "fsdp2 expert2 tensor2", "accumulation": 4, "remat": "full"},
+    {"mesh": "data4 tensor2", "packed": True, "scan": True},
+]
+MORE_WITH_EXPERTS = [
+    {"mesh": "expert4 tensor2", "scan": True},
+    {"mesh": "data4 expert2", "accumulation": 4, "scan": True, "remat": "full"},
+    {"mesh": "fsdp8", "packed": True, "remat": "dots"},
+]
+
+
 def test_the_list_of_pairs_is_complete_and_short():
     listed = _pairs()
     assert len(listed) <= 24
@@ -224,16 +246,36 @@ def test_dropout(changes):
 
 
 @functools.cache
-def _reference_with_context():
-    return _compute("two terms", WHOLE_TOKENS)
+def _reference_with_context(loss_name: str):
+    return _compute(loss_name, WHOLE_TOKENS)
+
+
+def _check_context(loss_name: str, changes: dict) -> None:
+    want_value, want = _reference_with_context(loss_name)
+    value, grads = _compute(loss_name, WHOLE_TOKENS, attention="context", **changes)
+    assert value == pytest.approx(want_value, rel=LOSS_ROUNDING)
+    assert _distance(grads, want) < GRADIENT_ROUNDING
 
 
 @pytest.mark.parametrize("changes", WITH_CONTEXT, ids=_name)
 def test_context(changes):
-    want_value, want = _reference_with_context()
-    value, grads = _compute("two terms", WHOLE_TOKENS, attention="context", **changes)
-    assert value == pytest.approx(want_value, rel=LOSS_ROUNDING)
-    assert _distance(grads, want) < GRADIENT_ROUNDING
+    _check_context("two terms", changes)
+
+
+@pytest.mark.slow
+def test_experts_of_pieces():
+    _check_context("experts", {"mesh": "expert2 context2 tensor2", "packed": True})
+
+
+@pytest.mark.parametrize("changes", WITH_EXPERTS, ids=_name)
+def test_experts(changes):
+    _check("experts", changes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", MORE_WITH_EXPERTS, ids=_name)
+def test_experts_on_more_meshes(changes):
+    _check("experts", changes)
 
 
 def test_dropout_is_there():

@@ -99,13 +99,14 @@ def test_muon_is_orthogonalised_momentum_scaled_by_shape(shape):
         np.testing.assert_allclose(updates[leaf], adam[leaf], rtol=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(8, 16), (16, 8), (3, 8, 12)])
+@pytest.mark.parametrize("shape", [(8, 16), (16, 8), (3, 8, 12), (2, 3, 8, 12)])
 def test_orthogonalising_is_optaxs(shape):
     grads = jax.random.normal(jax.random.key(0), shape)
     axes = optax.contrib.MuonDimensionNumbers(-2, -1)
     oracle = optax.contrib.scale_by_muon(beta=0.0, weight_dimension_numbers=axes)
-    want, _ = oracle.update(grads, oracle.init(grads))
-    want = want * max(1.0, shape[-1] / shape[-2]) ** 0.5
+    stacked = grads.reshape(-1, *shape[-2:]) if len(shape) > 3 else grads
+    want, _ = oracle.update(stacked, oracle.init(stacked))
+    want = want.reshape(shape) * max(1.0, shape[-1] / shape[-2]) ** 0.5
     np.testing.assert_allclose(orthogonalise(grads), want, atol=1e-5)
 
 
@@ -129,10 +130,14 @@ def test_stacked_layers_move_as_layers_apart(name):
     random = np.random.default_rng(0)
 
     def tree():
-        leaves = {"up": random.normal(size=(3, 8, 24)), "scale": random.normal(size=(3, 8))}
+        leaves = {
+            "up": random.normal(size=(3, 8, 24)),
+            "scale": random.normal(size=(3, 8)),
+            "expert_up": random.normal(size=(3, 2, 8, 24)),
+        }
         return {"blocks": {k: v.astype(np.float32) for k, v in leaves.items()}}
 
-    groups = {"blocks": {"up": "matrix", "scale": "vector"}}
+    groups = {"blocks": {"up": "matrix", "scale": "vector", "expert_up": "matrix"}}
     stored, grads = tree(), [tree() for _ in range(3)]
 
     def moved(execution):

@@ -43,6 +43,15 @@ def test_the_coordinate_check_at_more_widths(optimizer, begin):
     assert max(steep.values()) > 0.4, steep
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", [ADAM, MUON], ids=["adamw", "muon"])
+def test_the_coordinate_check_of_a_mixture(optimizer):
+    begin = {"zero_init": True, "experts": 4, "mlp_width": None}
+    flat, steep = moved(optimizer, begin, (32, 128))
+    assert all(abs(slope) < 0.2 for slope in flat.values()), flat
+    assert max(steep.values()) > 0.4, steep
+
+
 def test_at_the_tuned_size_nothing_changes():
     tuned = dataclasses.replace(BASE, tuned_width=32, tuned_layers=2, init_std=0.02)
     plain = dataclasses.replace(BASE, init_std=0.02)

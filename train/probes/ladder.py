@@ -44,7 +44,7 @@ def rungs(folder: Path) -> list[Run]:
         if summary.get("steps", 0) < config.steps or not run.checkpoints.steps():
             continue
         rank = (-summary["tokens"], config.seed, path.name)
-        found = (rank, 6 * model.parameters() * summary["tokens"], run)
+        found = (rank, 6 * model.parameters(active=True) * summary["tokens"], run)
         size = (model.layers, model.width)
         best[size] = min(best.get(size, found), found, key=lambda one: one[0])
     if not best:
@@ -105,10 +105,10 @@ def measured(run: Run, step: int, probe: Probe, answers: Sequence[Asked]) -> Mea
     """A line of the table: where in the ladder, and what came of the questions."""
     config, found = run.config(), figures(answers)
     model, tokens = config.model, step * config.tokens_per_step
-    params = model.parameters()
+    flops = 6 * model.parameters(active=True) * tokens
     return Measured(
         *(run.path.name, model.layers, model.width),
-        *(params, model.parameters(embeddings=False), step, tokens, 6 * params * tokens),
+        *(model.parameters(), model.parameters(embeddings=False), step, tokens, flops),
         *(probe.name, probe.shots, found["questions"]),
         *(*found["right"], *found["logp_nats"], *found["logp_nats_per_token"]),
     )

@@ -22,13 +22,15 @@ from ...model import (
     param_growths,
 )
 from ...model.decoder import MLP, Attention, Block, Decoder
+from ...model.experts import Experts
 from ..losses import lm_loss
 from ..optimizer import OptimizerConfig, make_optimizer
 from ..step import init_state, make_step
 from .sweep import sized
 
 EXECUTION = Execution(attention="plain", training="xla")
-PARTS = {"attention": Attention, "mlp": MLP, "stream": Block}
+NAMES = ("attention", "mlp", "stream")
+PARTS = (Attention, MLP, Experts, Block)
 
 
 def coordinates(
@@ -46,7 +48,7 @@ def coordinates(
     key = jax.random.key(seed)
     tokens = jax.random.randint(key, (rows, base.context + 1), 0, base.vocab_size)
     found = [_moved(sized(base, base.layers, w), optimizer, tokens, steps, key) for w in widths]
-    return {name: np.array([one[name] for one in found], float) for name in (*PARTS, "logits")}
+    return {name: np.array([one[name] for one in found], float) for name in (*NAMES, "logits")}
 
 
 def slopes(widths: Sequence[int], moved: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -86,11 +88,12 @@ def activations(config: DecoderConfig, params: dict, tokens: Array) -> dict[str,
     hidden, kept = decoder.apply(
         {"params": params},
         tokens,
-        capture_intermediates=lambda module, _: isinstance(module, tuple(PARTS.values())),
+        capture_intermediates=lambda module, _: isinstance(module, PARTS),
         mutable=["intermediates"],
     )
     last = kept["intermediates"][f"blocks_{config.layers - 1}"]
-    (attention, _), (mlp,) = last["attention"]["__call__"][0], last["mlp"]["__call__"]
+    half = "experts" if config.experts else "mlp"
+    (attention, _), (mlp,) = last["attention"]["__call__"][0], last[half]["__call__"]
     (stream, _) = last["__call__"][0]
     logits = hidden @ head_of(params, config).T
     return {"attention": attention, "mlp": mlp, "stream": stream, "logits": logits}

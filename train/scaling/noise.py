@@ -19,7 +19,7 @@ from ...model import MeshConfig, make_apply, make_mesh
 from ..corpus import open_corpus
 from ..intervals import Interval
 from ..load import load_loss
-from ..losses import lm_loss
+from ..losses import language_loss
 from ..placing import placer
 from ..records import write_json
 from ..restore import load_params
@@ -140,7 +140,7 @@ def measure(
     used, microbatches = _split(rows, config.batch // config.accumulation, len(devices))
     mesh = make_mesh(MeshConfig(data=1, fsdp=-1), devices[:used])
     params, meta = load_params(run, mesh, config.execution, checkpoint)
-    loss = load_loss(config.loss) if config.loss else lm_loss(config.z_loss)
+    loss = load_loss(config.loss) if config.loss else language_loss(config)
     loss_and_grads = make_loss_and_grads(
         loss,
         make_apply(config.model, config.execution, mesh),

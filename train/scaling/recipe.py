@@ -86,7 +86,9 @@ def _agreed(values: Iterable[Hashable]) -> Any:
 def _is_sized(base: DecoderConfig, model: DecoderConfig, embeddings: bool) -> bool:
     """Whether `base`, sized as a sweep would, counts as many parameters as `model`."""
     made = _sized(base, model.layers, model.width)
-    return made is not None and made.parameters(embeddings) == model.parameters(embeddings)
+    if made is None:
+        return False
+    return made.parameters(embeddings, active=True) == model.parameters(embeddings, active=True)
 
 
 def _sized(base: DecoderConfig, layers: int, width: int) -> DecoderConfig | None:
@@ -120,7 +122,7 @@ def nearest_size(recipe: Recipe, params: float) -> tuple[DecoderConfig, int] | N
         return sized(base, layers, layers * width)
 
     def count(multiple: int) -> int:
-        return size(multiple).parameters(recipe.embeddings)
+        return size(multiple).parameters(recipe.embeddings, active=True)
 
     low, high = 0, 1
     while count(high) < params:

@@ -15,10 +15,10 @@ def read_runs(
     """(a point for each finished pretraining run in a folder, the names of those left out).
 
     N counts all parameters, or without `embeddings` those of the blocks and norms (Kaplan et al.
-    2020); D is the tokens trained on, the loss that of the validation part at the end, in nats per
-    token; of a mixture it may be that of one `source`, by its name. Raises UserError where there is
-    none, or where two runs were not measured alike: with another tokenizer or another validation
-    part their losses are not comparable.
+    2020), of experts those that a token passes; D is the tokens trained on, the loss that of the
+    validation part at the end, in nats per token; of a mixture it may be that of one `source`, by
+    its name. Raises UserError where there is none, or where two runs were not measured alike: with
+    another tokenizer or another validation part their losses are not comparable.
     """
     folder = Path(folder).expanduser()
     points, left_out, first = [], [], None
@@ -46,7 +46,9 @@ def read_runs(
                     f"{path}: its {name} is another than that of {first[0]}: the losses are not "
                     "comparable; keep such runs in folders of their own"
                 )
-        points.append((config.model.parameters(embeddings), summary["tokens"], loss, path.name))
+        points.append(
+            (config.model.parameters(embeddings, active=True), summary["tokens"], loss, path.name)
+        )
     if not points:
         unfinished = f"; unfinished: {', '.join(left_out)}" if left_out else ""
         raise UserError(f"{folder}: holds no finished pretraining run{unfinished}")

@@ -29,7 +29,8 @@ class Sweep:
     width_of_layer: int = 32
     """Width for each block: a decoder of 4 is 4 times as wide."""
     count: Literal["all", "blocks"] = "all"
-    """A run's parameters N: all, or without embeddings and head. Say the same to `scale fit`."""
+    """A run's parameters N: all, or without embeddings and head; of a mixture's experts those that
+    a token passes. Say the same to `scale fit`."""
     per_parameter: tuple[float, ...] = ()
     """Amounts of text in tokens for each parameter; every size with every one."""
     tokens: tuple[float, ...] = ()
@@ -171,7 +172,7 @@ def _each(sweep: Sweep) -> Iterator[Planned]:
 def _size(sweep: Sweep, layers: int) -> tuple[DecoderConfig, int]:
     """(the decoder with so many blocks, its N)."""
     model = sized(sweep.base.model, layers, layers * sweep.width_of_layer)
-    return model, model.parameters(sweep.count == "all")
+    return model, model.parameters(sweep.count == "all", active=True)
 
 
 def _run(sweep: Sweep, model: DecoderConfig, params: int, tokens: float, seed: int) -> Planned:

@@ -185,13 +185,13 @@ def write_table(folder: Path) -> None:
 
 def line_of(run: Run) -> dict[str, Any]:
     """The figures of a run, as COLUMNS names them, and of a mixture the loss on each source; C =
-    6 N D of all parameters."""
+    6 N D of all parameters that are active."""
     config, summary = run.config(), run.read(SUMMARY)
     model, tokens = config.model, summary["tokens"]
-    params = model.parameters()
+    flops = 6 * model.parameters(active=True) * tokens
     values = (
         *(run.path.name, model.layers, model.width, config.seed),
-        *(params, model.parameters(embeddings=False), tokens, 6 * params * tokens),
+        *(model.parameters(), model.parameters(embeddings=False), tokens, flops),
         *(summary[VALIDATION], summary["seconds"]),
     )
     of_source = f"{VALIDATION}/"
