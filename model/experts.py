@@ -86,21 +86,26 @@ def _on_mesh(
             (("expert", "mlp", None), out[0]),
         )
     )
+    bias = out[1] is not None
     specs = (
         *(tokens,) * 3,
-        tuple((up, PartitionSpec(up[0], up[2])) for _ in into),
-        (down, PartitionSpec(down[0])),
+        tuple((up, PartitionSpec(up[0], up[2]) if bias else None) for _ in into),
+        (down, PartitionSpec(down[0]) if bias else None),
     )
     # What a device adds is part of the sum over the axes that divide the matrices.
     summed = _axes(down)
     used = tuple(dict.fromkeys(_axes(tokens) + summed))
     gathered = "expert" in _axes(tokens)
 
+    def varying(x: Array, spec: PartitionSpec) -> Array:
+        """`x` as what differs from device to device: its gradient is added up over the axes along
+        which it does not."""
+        missing = tuple(axis for axis in used if axis not in _axes(spec))
+        return jax.lax.pcast(x, missing, to="varying") if missing else x
+
     @partial(jax.shard_map, mesh=mesh, in_specs=specs, out_specs=tokens)
-    def add_up(x, weights, chosen, into, out):
-        x, weights, chosen, into, out = jax.tree.map(
-            lambda one: _varying(one, used), (x, weights, chosen, into, out)
-        )
+    def add_up(*about):
+        x, weights, chosen, into, out = jax.tree.map(varying, about, specs)
         if gathered:
             x, weights, chosen = (
                 jax.lax.all_gather(one, "expert", axis=0, tiled=True)
@@ -123,10 +128,3 @@ def _axes(spec: PartitionSpec) -> tuple[str, ...]:
     """The mesh axes that it names."""
     each = (part if isinstance(part, tuple) else (part,) for part in spec if part)
     return tuple(axis for axes in each for axis in axes)
-
-
-def _varying(x: Array, axes: tuple[str, ...]) -> Array:
-    """`x`, which may differ from device to device along these axes: its gradient is added up over
-    those along which it does not."""
-    missing = tuple(axis for axis in axes if axis not in jax.typeof(x).vma)
-    return jax.lax.pcast(x, missing, to="varying") if missing else x
