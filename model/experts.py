@@ -111,7 +111,8 @@ def _on_mesh(
                 jax.lax.all_gather(one, "expert", axis=0, tiled=True)
                 for one in (x, weights, chosen)
             )
-        chosen = chosen - jax.lax.axis_index("expert") * len(out[0])
+        if mesh.shape["expert"] > 1:
+            chosen = chosen - jax.lax.axis_index("expert") * len(out[0])
         kernel, bias = out
         if bias is not None and down[1]:  # once, of the devices that share a hidden width
             bias = bias / jax.lax.axis_size(down[1])
