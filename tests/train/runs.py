@@ -112,6 +112,13 @@ class Job:
         """What a process has said on stderr, or stdout (`out`)."""
         return (self._folder / f"{number}.{stream}").read_text()
 
+    def says(self, number: int, text: str, seconds: float = 10.0) -> bool:
+        """Whether a process says a text on stderr, or one that speaks for it does soon after."""
+        end = time.monotonic() + seconds
+        while text not in self.said(number) and time.monotonic() < end:
+            time.sleep(0.1)
+        return text in self.said(number)
+
     def statuses(self, seconds: float = 300.0) -> list[int]:
         """How they ended, all of them; those that do not are killed, and the test fails."""
         end = time.monotonic() + seconds

@@ -65,11 +65,12 @@ def test_two_processes_are_one_run(tmp_path, text, alone):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "flags", [["--mesh.fsdp", "4", "--mesh.data", "1"], ["--mesh.tensor", "2"]]
-)
-def test_four_processes_and_their_meshes(tmp_path, text, alone, flags):
+@pytest.mark.parametrize("sizes", [(4, 1, 1), (1, 4, 1), (2, 1, 2)], ids=str)
+def test_four_processes_and_their_meshes(tmp_path, text, alone, sizes):
+    """Over data and fsdp each has rows of its own; over tensor two processes share theirs."""
     out = tmp_path / "run"
+    axes = zip(("data", "fsdp", "tensor"), sizes, strict=True)
+    flags = [word for axis, size in axes for word in (f"--mesh.{axis}", str(size))]
     finished(runs.command(text, out, *SAVING, *flags), 4, tmp_path / "job")
     check_near(out, alone)
 
@@ -90,7 +91,7 @@ def test_a_killed_process_ends_the_others_who_go_on_exactly(tmp_path, text, alon
     assert seconds < LOST + 15
     for number in set(range(count)) - {killed}:
         assert statuses[number] != 0
-        assert f"process {killed}" in job.said(number) and "lost" in job.said(number)
+        assert job.says(number, f"process {killed}") and "lost" in job.said(number)
         assert "Traceback" not in job.said(number)
 
     again = tmp_path / "again"
