@@ -12,7 +12,7 @@ from ..errors import UserError
 from ..memory import keep_memory, use_large_pages
 from .data import data
 from .ending import AGAIN, INTERRUPTED, MISTAKE, end, fail, stoppable
-from .environment import prepare, tpu_is_there
+from .environment import keep_stdout, prepare, tpu_is_there
 from .parsing import Parser, add_probes, taken
 from .scale import scale
 from .settings import find_config
@@ -164,7 +164,7 @@ def train(stage: str, args: list[str]) -> int:
         print("\nOf several processes each gets --coordinator HOST:PORT --processes N --process I")
         print("(docs/pods.md), unless SLURM or the TPU's machines tell it.")
         return 0
-    from ..train.processes import first, place_of
+    from ..train.processes import count, first, place_of
     from ..train.watch import joined
 
     name, *flags = args
@@ -182,6 +182,8 @@ def train(stage: str, args: list[str]) -> int:
 
     def work() -> Path:
         with joined(place, tpu_is_there()):
+            if count() > 1:
+                keep_stdout()
             config = config_of(stage, name, flags)
             run = importlib.import_module(MODULE_OF[stage], __package__)
             out = getattr(run, stage)(config)

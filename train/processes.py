@@ -180,7 +180,8 @@ def everyones(value: Any) -> list | None:
     if not first():
         client().key_value_set(f"{key}/{number()}", json.dumps(value))
         return None
-    return [value, *(json.loads(_waited(f"{key}/{other}")) for other in range(1, count()))]
+    own = json.loads(json.dumps(value))  # as the others' comes: no tuples
+    return [own, *(json.loads(_waited(f"{key}/{other}")) for other in range(1, count()))]
 
 
 def _waited(key: str) -> str:

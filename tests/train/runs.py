@@ -100,7 +100,8 @@ class Job:
         self._folder = folder
         self.processes = []
         for number, words in enumerate(commands):
-            env = {**environment(), "XLA_FLAGS": "", "ALUDEL_LOST_SECONDS": str(lost)}
+            flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"
+            env = {**environment(), "XLA_FLAGS": flags, "ALUDEL_LOST_SECONDS": str(lost)}
             env |= (last or {}) if number == count - 1 else {}
             place = ["--coordinator", address, "--processes", str(count), "--process", str(number)]
             out, err = (open(folder / f"{number}.{stream}", "w") for stream in ("out", "err"))
