@@ -154,6 +154,11 @@ def name() -> str:
     return f"process {number()} ({socket.gethostname()})"
 
 
+def coordinator() -> str:
+    """HOST:PORT of process 0."""
+    return distributed.global_state.coordinator_address or ""
+
+
 def client() -> Any:
     """JAX's connection with the coordination service."""
     return distributed.global_state.client

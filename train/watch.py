@@ -21,7 +21,7 @@ from typing import NoReturn
 import jax
 
 from ..errors import UserError
-from . import processes
+from . import mourner, processes
 from .loop import AGAIN, StoppedError
 
 BEAT_SECONDS = 3.0
@@ -89,7 +89,7 @@ class Watch:
         self._closed = threading.Event()
         self._seen: dict[int, tuple[str, float]] = {}
         self._reached = time.monotonic()
-        self._mourner = Mourner(self._name)
+        self._mourner = Mourner(self._name, processes.coordinator() if self._me else "")
         self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
         self._thread.start()
 
@@ -188,26 +188,18 @@ def lost(whom: str) -> str:
 
 
 class Mourner:
-    """A small process that says so where this one is ended without a word: by kill -9, for want of
-    memory, or by JAX, which ends every process as soon as process 0 is gone."""
+    """The program `mourner.py`, beside this process."""
 
-    SAYS = "import sys; sys.stdin.read() or print(sys.argv[1], file=sys.stderr)"
-
-    def __init__(self, name: str):
-        line = (
-            f"aludel: {name} was ended without a word of its own: it was killed, memory ran out, "
-            "or process 0, which connects the others, is lost; the same command in all processes "
-            "goes on from the last checkpoint"
-        )
+    def __init__(self, name: str, coordinator: str):
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", self.SAYS, line],
+            [sys.executable, "-I", "-S", mourner.__file__, name, coordinator],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is not for it
         )
 
     def dismiss(self) -> None:
-        """This process ends with a word."""
+        """This process ends with a word of its own."""
         with contextlib.suppress(OSError, ValueError):
             self._process.stdin.write(b".")
             self._process.stdin.close()

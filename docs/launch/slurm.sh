@@ -14,6 +14,6 @@ set -uo pipefail
 # --kill-on-bad-exit=0: the others end by themselves, and say why.
 srun --kill-on-bad-exit=0 .venv/bin/aludel pretrain "$@"
 status=$?
-# 75: stopped and saved, or a process was lost; the same job goes on.
-if [ "$status" -eq 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
+# 1 and 2 are errors. 75: stopped and saved, or a process was lost, whose own status is higher.
+case $status in 0 | 1 | 2) ;; *) scontrol requeue "$SLURM_JOB_ID" ;; esac
 exit "$status"
