@@ -10,9 +10,11 @@ import itertools
 import json
 import os
 import socket
+import sys
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -30,10 +32,12 @@ VARIABLES = {
     "process": "ALUDEL_PROCESS",
 }
 SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
-START_SECONDS = 300  # that processes wait for each other at the start
+START_SECONDS = 300.0  # that processes wait for each other at the start
 MEET_SECONDS = 24 * 3600  # and at the end: one that dies on its way there is noticed before
 ASK_SECONDS = 10  # at a time, while what process 0 is to tell is waited for
 JAX_LOST_SECONDS = 120  # after which JAX's own watch ends the job, should ours have failed
+
+MISTAKE = 2  # the exit status of a user's mistake
 
 _asked = itertools.count()
 
@@ -56,6 +60,8 @@ def place_of(given: Mapping[str, str | None], environment: Mapping[str, str]) ->
         name: given.get(name) or environment.get(variable) or ""
         for name, variable in VARIABLES.items()
     }
+    if values["processes"] == "1" and not (values["coordinator"] or values["process"]):
+        return Place("", 1, 0)
     missing = [f"--{name} ({VARIABLES[name]})" for name, value in values.items() if not value]
     if len(missing) == len(values):
         return None
@@ -93,7 +99,8 @@ def clustered(environment: Mapping[str, str], tpu: bool) -> bool:
 
 def start(place: Place | None, tpu: bool = False) -> bool:
     """Connect with the other processes; whether there are any. To be called before anything asks
-    for a device. Raises UserError where they do not come."""
+    for a device. Raises UserError where JAX finds no others; where these do not come within
+    START_SECONDS, the process ends with a line that says so."""
     if place.processes == 1 if place else not clustered(os.environ, tpu):
         return False
     # SIGTERM is handled in `loop.Signals`, for all processes together.
@@ -107,20 +114,38 @@ def start(place: Place | None, tpu: bool = False) -> bool:
             "process_id": place.process,
             "cluster_detection_method": "deactivate",  # else SLURM's would hide all but one GPU
         }
+    late = threading.Timer(START_SECONDS, _missed, [place])
+    late.daemon = True
+    late.start()
     try:
         jax.distributed.initialize(
             **about,
-            initialization_timeout=START_SECONDS,
+            initialization_timeout=int(2 * START_SECONDS),  # it would end in a trace
             heartbeat_timeout_seconds=JAX_LOST_SECONDS,
         )
-    except (RuntimeError, ValueError) as error:
-        whom = f"process 0 at {place.coordinator}" if place else "the others that JAX looked for"
+    except (RuntimeError, ValueError, OSError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"the processes did not find each other within {START_SECONDS} seconds: no answer "
-            f"from {whom} ({reason})"
+            f"the processes cannot be connected: {reason}; name them with --coordinator, "
+            "--processes and --process, or let it be one, --processes 1"
         ) from None
+    finally:
+        late.cancel()
     return count() > 1
+
+
+def _missed(place: Place | None) -> NoReturn:
+    """Ends this process, whose main thread waits within JAX."""
+    own = (
+        f"process {place.process} of {place.processes}, {place.coordinator}" if place else "a host"
+    )
+    print(
+        f"aludel: {own}: the others did not all come within {START_SECONDS:.0f} seconds; start "
+        "every process with the same --coordinator, where process 0 can be reached",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(MISTAKE)
 
 
 def stop() -> None:

@@ -23,12 +23,13 @@ import jax
 from ..errors import UserError
 from . import mourner, processes
 from .loop import AGAIN, StoppedError
+from .processes import MISTAKE
 
 BEAT_SECONDS = 3.0
 LOST_SECONDS = float(os.environ.get("ALUDEL_LOST_SECONDS", 60))
 """A process that gives no sign of life for so long is lost, and the others end."""
 GRACE_SECONDS = 6.0  # for those that find the same error themselves, before another's ends them
-MISTAKE, FAILED, INTERRUPTED = 2, 1, 130
+FAILED, INTERRUPTED = 1, 130
 BEATS, OVER, LEFT = "aludel/beats", "aludel/over", "aludel/left"
 
 

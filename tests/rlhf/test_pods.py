@@ -26,7 +26,7 @@ def share_of_y(prompts, completions):
     return [text.count("y") / max(len(text), 1) for text in completions]
 """
 CLOCKS = ("seconds", "samples_per_second", "tokens_per_second", "mfu")
-STEPS = 8
+STEPS = 6
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +42,9 @@ def material(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def alone(tuned, material, tmp_path_factory) -> Path:
     """The run of one process."""
-    out = tmp_path_factory.mktemp("alone") / "run"
-    done = runs.run(command(tuned, material, out))
-    assert done.returncode == 0, done.stderr
-    return out
+    folder = tmp_path_factory.mktemp("alone")
+    finished(command(tuned, material, folder / "run"), 1, folder / "job")
+    return folder / "run"
 
 
 def command(tuned, folder: Path, out: Path, *flags: str) -> list[str]:
@@ -54,7 +53,7 @@ def command(tuned, folder: Path, out: Path, *flags: str) -> list[str]:
         *("--reward-fn", f"{folder / 'reward.py'}:share_of_y", "--out", str(out)),
         *("--data", f"chat:{folder / 'prompts.jsonl'}", "--steps", str(STEPS), "--batch", "16"),
         *("--new-tokens", "6", "--context", "40", "--without-stop", "None", "--passes", "2"),
-        *("--checkpoint-every", "2", "--eval-every", "4", "--tensorboard", "False"),
+        *("--checkpoint-every", "1", "--eval-every", "3", "--tensorboard", "False"),
         *("--sample-tokens", "8", "--kl-target", "0.5", *flags),
     ]
 
@@ -88,8 +87,7 @@ def test_several_processes_are_one_run(tuned, material, alone, tmp_path, count, 
     expected = alone
     if flags:
         expected = tmp_path / "alone"
-        done = runs.run(command(tuned, material, expected, *flags))
-        assert done.returncode == 0, done.stderr
+        finished(command(tuned, material, expected, *flags), 1, tmp_path / "alone-job")
     (material / "calls").unlink()
     job = finished(command(tuned, material, tmp_path / "run", *flags), count, tmp_path / "job")
     check_near(tmp_path / "run", expected)
@@ -104,14 +102,14 @@ def test_stopped_and_killed_it_goes_on_exactly(tuned, material, alone, tmp_path)
     words = command(tuned, material, out)
 
     job = runs.Job([words] * 2, tmp_path / "job")
-    job.wait_for((out / "checkpoints" / "2").is_dir)
+    job.wait_for((out / "checkpoints" / "1").is_dir)
     job.processes[1].send_signal(signal.SIGTERM)
     assert job.statuses() == [75, 75], [job.said(number) for number in range(2)]
     stopped = runs.metrics(out)[-1]["step"]
     assert (out / "checkpoints" / str(stopped)).is_dir()
 
     job = runs.Job([words] * 2, tmp_path / "job-2")
-    job.wait_for((out / "checkpoints" / "6").is_dir)
+    job.wait_for((out / "checkpoints" / "4").is_dir)
     job.processes[1].kill()
     assert job.statuses()[0] != 0
     assert "process 1 (" in job.said(0) and "lost" in job.said(0)

@@ -1,11 +1,15 @@
 """What is settled about several processes before there are any."""
 
+import sys
+
 import pytest
 
 from aludel.errors import UserError
 from aludel.train.alike import code_digests, difference_of
 from aludel.train.processes import Place, clustered, place_of
 from aludel.train.records import Lines
+
+from . import runs
 
 SLURM = {
     "SLURM_JOB_ID": "7",
@@ -21,6 +25,7 @@ def test_flags_win_over_the_environment():
     assert place_of({}, {}) is None
     assert place_of({}, variables) == Place("a:1", 4, 3)
     assert place_of({"process": "0"}, variables) == Place("a:1", 4, 0)
+    assert place_of({"processes": "1"}, {}).processes == 1
 
 
 @pytest.mark.parametrize(
@@ -40,6 +45,19 @@ def test_half_a_place_and_nonsense_are_refused(given, says):
     flags = dict(zip(("coordinator", "processes", "process"), given, strict=True))
     with pytest.raises(UserError, match=says):
         place_of(flags, {})
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_who_waits_in_vain_is_told(number):
+    start = (
+        "from aludel.train import processes\n"
+        "processes.START_SECONDS = 1.0\n"
+        f"processes.start(processes.Place('127.0.0.1:{runs.free_port()}', 2, {number}))\n"
+    )
+    done = runs.run([sys.executable, "-c", start])
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert f"process {number} of 2" in line and "did not all come within 1 seconds" in line
 
 
 @pytest.mark.parametrize(
