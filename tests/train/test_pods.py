@@ -57,6 +57,7 @@ def saved(out: Path, step: int):
     return lambda: (out / "checkpoints" / str(step)).is_dir()
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_run(tmp_path, text, alone):
     out = tmp_path / "run"
     job = finished(runs.command(text, out, *SAVING), 2, tmp_path / "job")
@@ -131,7 +132,6 @@ def test_a_signal_while_preparing_ends_all(tmp_path, text):
     assert job.statuses() == [75, 75]
 
 
-@pytest.mark.slow
 def test_other_settings_are_found_and_named(tmp_path, text):
     out = tmp_path / "run"
     words = [runs.command(text, out, *SAVING, "--seed", seed) for seed in ("0", "1")]
