@@ -11,8 +11,8 @@ from pathlib import Path
 from ..errors import UserError
 from ..memory import keep_memory, use_large_pages
 from .data import data
-from .ending import AGAIN, INTERRUPTED, MISTAKE, fail, stoppable
-from .environment import prepare
+from .ending import AGAIN, INTERRUPTED, MISTAKE, end, fail, stoppable
+from .environment import keep_stdout, prepare, tpu_is_there
 from .parsing import Parser, add_probes, taken
 from .scale import scale
 from .settings import find_config
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run one command; ends the process with its status."""
     if argv is None and sys.argv[1:2] and sys.argv[1] in COMPUTING:
         use_large_pages()
-    sys.exit(run(list(sys.argv[1:] if argv is None else argv)))
+    end(run(list(sys.argv[1:] if argv is None else argv)))
 
 
 def run(argv: list[str]) -> int:
@@ -141,6 +141,7 @@ MODULE_OF = {
     "reward": "..rlhf.reward",
     "ppo": "..rlhf.align",
 }
+PLACE = ("coordinator", "processes", "process")  # flags of each of several processes
 FLAGS_OF = {
     "reward": "--init RUN [--data pairs:PATH]",
     "ppo": "--init RUN --reward RUN[=WEIGHT] --reward-fn FILE.py:NAME[=WEIGHT] [--data chat:PATH]",
@@ -160,26 +161,46 @@ def train(stage: str, args: list[str]) -> int:
         names = "  ".join(names_of(stage))
         print(textwrap.fill(names, 80, initial_indent="  ", subsequent_indent="  "))
         print(f"\naludel {stage} CONFIG --help lists every field with its default and its meaning.")
+        print("\nOf several processes each gets --coordinator HOST:PORT --processes N --process I")
+        print("(docs/pods.md), unless SLURM or the TPU's machines tell it.")
         return 0
+    from ..train.processes import count, first, place_of
+    from ..train.watch import joined
+
+    name, *flags = args
+    given = {}
+    for flag in PLACE:
+        given[flag], flags = taken(flags, f"--{flag}")
+    place = place_of(given, os.environ)
+    dry = "--dry-run" in flags
+    flags = [flag for flag in flags if flag != "--dry-run"]
+    if dry or {"-h", "--help"} & set(flags):
+        from ..train.sizes import dry_run
+
+        print("\n".join(dry_run(config_of(stage, name, flags))))
+        return 0
+
+    def work() -> Path:
+        with joined(place, tpu_is_there()):
+            if count() > 1:
+                keep_stdout()
+            config = config_of(stage, name, flags)
+            run = importlib.import_module(MODULE_OF[stage], __package__)
+            out = getattr(run, stage)(config)
+            if first():
+                print(out)
+            return out
+
+    return AGAIN if stoppable(work) is None else 0
+
+
+def config_of(stage: str, name: str, flags: list[str]):
+    """The settings of a command line: those of a config's name, and of flags."""
     from ..train.config import with_out
     from ..train.flags import parse_flags
 
-    name, *flags = args
-    dry = "--dry-run" in flags
-    flags = [flag for flag in flags if flag != "--dry-run"]
     config = parse_flags(find_config(name, stage), flags, f"aludel {stage} {name}")
-    config = with_out(config, Path("runs") / Path(name).stem)
-    if dry:
-        from ..train.sizes import dry_run
-
-        print("\n".join(dry_run(config)))
-        return 0
-    run = importlib.import_module(MODULE_OF[stage], __package__)
-    out = stoppable(lambda: getattr(run, stage)(config))
-    if out is None:
-        return AGAIN
-    print(out)
-    return 0
+    return with_out(config, Path("runs") / Path(name).stem)
 
 
 def add_sampling(parser: Parser, tokens: int, temperature: float) -> None:

@@ -4,6 +4,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 MISTAKE, AGAIN, INTERRUPTED = 2, 75, 130
 
@@ -14,7 +15,9 @@ def fail(text: str) -> None:
 
 
 def stoppable(train: Callable[[], Path]) -> Path | None:
-    """What training makes; None where a signal ended it: then it is said how it goes on."""
+    """What training makes; None where a signal ended it: then it is said how it goes on, by the
+    first of several processes."""
+    from ..train import processes
     from ..train.loop import StoppedError
 
     try:
@@ -22,5 +25,14 @@ def stoppable(train: Callable[[], Path]) -> Path | None:
     except StoppedError as stopped:
         again = shlex.join(["aludel", *sys.argv[1:]])
         saved = "what was finished" if stopped.step is None else f"step {stopped.step:,}"
-        fail(f"stopped: {saved} is saved; the same command goes on: {again}")
+        if processes.first() or stopped.step is None:
+            fail(f"stopped: {saved} is saved; the same command goes on: {again}")
         return None
+
+
+def end(status: int) -> NoReturn:
+    """End the process. One that ends apart from the others of its job does not wait for them."""
+    watch = sys.modules.get(f"{__package__.rpartition('.')[0]}.train.watch")
+    if watch is not None and watch.Watch.left:
+        watch.leave(status)
+    sys.exit(status)

@@ -30,6 +30,17 @@ def prepare() -> None:
     warnings.showwarning = show
 
 
+def keep_stdout() -> None:
+    """What libraries write to stdout past Python goes nowhere from here on: Gloo announces its
+    connections there, where results belong."""
+    own = os.fdopen(os.dup(1), "w", buffering=1, encoding=sys.stdout.encoding)
+    sys.stdout.flush()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+    sys.stdout = own
+
+
 def tpu_is_there() -> bool:
     """Whether a TPU's device files are."""
     return bool(list(Path("/dev").glob("accel*")) or list(Path("/dev").glob("vfio/[0-9]*")))

@@ -5,6 +5,7 @@ from .choice import SamplingConfig, truncate
 from .config import DecoderConfig
 from .decoder import Cache, Decoder, make_cache
 from .execution import Execution
+from .fetching import fetched
 from .growing import grow_vocab
 from .layout import from_stored, to_stored
 from .logprobs import TokenScores, token_scores
@@ -47,6 +48,7 @@ __all__ = [
     "check_mesh",
     "check_rows",
     "choose_kernel",
+    "fetched",
     "from_stored",
     "grow_vocab",
     "head_of",

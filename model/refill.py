@@ -20,6 +20,7 @@ from .config import DecoderConfig
 from .decoder import Cache, Decoder, LayerCache, make_cache
 from .decoding import Rows, noise_of, prefill, step
 from .execution import DEFAULT, Execution
+from .fetching import fetched
 from .kernels import for_decoding
 from .sampling import Samples, check_prompts, check_room
 from .weights import weights_for
@@ -145,12 +146,15 @@ class _Collected:
 
     def collect(self, rows: Rows, writes: np.ndarray) -> None:
         """Take what has ended; `writes` [B], the prompt of each row, becomes -1 there."""
-        ended = np.flatnonzero(np.asarray(rows.done) & (writes >= 0))
+        done, text, logp, length, stopped = fetched(
+            (rows.done, rows.text, rows.logp, rows.length, rows.stopped)
+        )
+        ended = np.flatnonzero(done & (writes >= 0))
         numbers, new = writes[ended], self.tokens.shape[1]
-        self.tokens[numbers] = np.asarray(rows.text)[ended, -new:]
-        self.logp[numbers] = np.asarray(rows.logp)[ended]
-        self.length[numbers] = np.asarray(rows.length)[ended]
-        self.stopped[numbers] = np.asarray(rows.stopped)[ended]
+        self.tokens[numbers] = text[ended, -new:]
+        self.logp[numbers] = logp[ended]
+        self.length[numbers] = length[ended]
+        self.stopped[numbers] = stopped[ended]
         writes[ended] = -1
 
     def samples(self) -> Samples:

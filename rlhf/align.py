@@ -16,6 +16,7 @@ from ..errors import UserError
 from ..model import (
     Samples,
     SamplingConfig,
+    fetched,
     make_apply,
     make_sampler,
     param_shardings,
@@ -216,7 +217,7 @@ def evaluator(trained: Trained, asked: Callable[[], bool], gold: Gold | None = N
         shown: list[dict] = []
         for begin in range(0, count, size):
             numbers = np.resize(chosen[begin : begin + size], size)  # one shape: some come again
-            prompts = trimmed(trained.place({name: x[numbers] for name, x in held.items()}))
+            prompts = trained.place(trimmed({name: x[numbers] for name, x in held.items()}))
             own = jax.random.fold_in(key, begin)
             samples = sample(latest(params), prompts["tokens"], prompts["mask"], own)
             rollout = rollout_batch(prompts["tokens"], prompts["mask"], samples, config.temperature)
@@ -230,7 +231,7 @@ def evaluator(trained: Trained, asked: Callable[[], bool], gold: Gold | None = N
                 "val_stop_rate": rollout["stopped"],
             }
             if gold:
-                ended = np.asarray(rollout["stopped"]).tolist()
+                ended = fetched(rollout["stopped"]).tolist()
                 where = [places[number] for number in numbers]
                 figures["gold_mean"] = np.array(list(map(gold, where, answers, ended)))
             if not shown:
@@ -238,7 +239,7 @@ def evaluator(trained: Trained, asked: Callable[[], bool], gold: Gold | None = N
                 said = list(zip(questions, answers, scores, strict=True))[: min(SHOWN, count)]
                 shown = [{"prompt": q, "text": f"\n{a}", "score": s} for q, a, s in said]
             for name, values in figures.items():
-                found.setdefault(name, []).append(np.asarray(values)[: count - begin])
+                found.setdefault(name, []).append(fetched(values)[: count - begin])
             if asked():
                 return {}
         means = {name: float(np.concatenate(all).mean()) for name, all in found.items()}

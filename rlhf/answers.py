@@ -14,6 +14,7 @@ from ..model import (
     Execution,
     Samples,
     SamplingConfig,
+    fetched,
     make_generator,
     make_sampler,
     pad_prompts,
@@ -66,7 +67,7 @@ def in_batches(
         filled = np.resize(order[begin : begin + rows], rows)  # one shape: some come again
         padded = pad_prompts([prompts[number] for number in filled], 2 * MULTIPLE)
         own = jax.random.fold_in(key, begin)
-        found.append(jax.device_get(sample(params, *padded, own, temperature=temperature)))
+        found.append(fetched(sample(params, *padded, own, temperature=temperature)))
     drawn = Samples(*(np.concatenate(parts)[: len(order)] for parts in zip(*found, strict=True)))
     back = np.argsort(order)
     return Samples(*(part[back] for part in drawn))
@@ -76,6 +77,6 @@ def draw(
     drawer: Callable[..., Samples], params: Any, prompts: Sequence[np.ndarray], key: Array
 ) -> Answers:
     """One answer to each prompt, by what `make_drawer` made."""
-    drawn = jax.device_get(drawer(params, prompts, key))
+    drawn = fetched(drawer(params, prompts, key))
     ids = [tokens[:length] for tokens, length in zip(drawn.tokens, drawn.length, strict=True)]
     return Answers(list(prompts), ids, drawn.logp.sum(axis=1), drawn.stopped)

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from ..model import Apply, Samples
+from ..model import Apply, Samples, fetched
 from ..train import GuardConfig, Loss, TrainState, make_step, stream
 from ..train.config import PpoConfig
 from ..train.step import GUARD
@@ -145,7 +145,10 @@ def make_iteration(
         if config.kl_target is not None:
             spent = float(found.figures["kl_nats"])
             steered = adapted(beta, spent, config.kl_target, config.batch, config.kl_horizon)
-            state = state._replace(extra={**state.extra, "kl": jnp.float32(steered)})
+            cost = jnp.float32(steered)
+            if parts.shardings is not None:
+                cost = jax.device_put(cost, parts.shardings.extra["kl"])
+            state = state._replace(extra={**state.extra, "kl": cost})
             means["kl_coefficient"] = jnp.float32(beta)
         jax.block_until_ready(means)
         clock.lap("update")
@@ -157,7 +160,7 @@ def make_iteration(
 def trimmed(prompts: dict[str, Array]) -> dict[str, Array]:
     """Prompts without the padding that all of them share, but for what makes few widths of many:
     rows as wide as the longest prompt there could be would mostly be padding."""
-    longest = int(np.asarray(prompts["mask"]).sum(axis=1).max())
+    longest = int(fetched(prompts["mask"]).sum(axis=1).max())
     width = -(-longest // WIDTH) * WIDTH
     return {name: x[:, -width:] for name, x in prompts.items()}
 

@@ -14,6 +14,7 @@ import numpy as np
 from jax import Array
 
 from ..data.packing import best_fit
+from ..model import fetched
 from .rollouts import Rollout
 
 SHARE = 16  # of the rollouts: in steps of so many rows, so that few programs are compiled
@@ -69,7 +70,7 @@ def pack(
     share a row depends on their lengths and on `key`. answers: networks are asked only for the
     last so many columns of the rollouts, where the answers stand, unless these are more than all
     tokens of the rows; what is asked so is not divided."""
-    _, real = jax.device_get(whole(rollout))
+    _, real = fetched(whole(rollout))
     rows = plan(real > 0, length, unit, key)
     fewer = answers is not None and len(real) * answers < rows.row.size
     inputs = _asked(rollout, rows, answers) if fewer else _inputs(rollout, rows)

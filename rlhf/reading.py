@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ..model import Apply
+from ..model import Apply, fetched
 from .answers import MULTIPLE, Answers
 from .packing import Packed, pack
 from .rollouts import Rollout
@@ -76,7 +76,7 @@ def read(function: Read, params: Any, answers: Answers) -> np.ndarray:
     for begin in range(0, count, AT_ONCE):
         chosen = np.arange(begin, begin + AT_ONCE) % count  # one shape: some come again
         packed = pack(rollout_of(answers, chosen, width), max(ROW, width), key=begin)
-        found = np.asarray(function(params, packed))
+        found = fetched(function(params, packed))
         here = chosen[: count - begin]
         out[here] = found[: len(here)]
     return out

@@ -9,6 +9,8 @@ import numpy as np
 from jax import Array
 
 from ..data import JINJA, ComparisonEvalBatches, prefetch
+from ..model import fetched
+from ..train import processes
 from ..train.checkpoint import Say
 from ..train.config import RewardConfig
 from ..train.corpus import open_comparisons
@@ -57,7 +59,7 @@ def evaluator(trained: Trained, asked: Callable[[], bool]) -> Evaluator:
                 there = (batch["ranks"] != MISSING).any(axis=-1)
                 lengths = scores_at(batch["positions"], batch["last"]) + 1
                 arrays = (scores(params, placed), batch["ranks"], lengths)
-                found.append([np.asarray(x)[there] for x in arrays])
+                found.append([x[there] for x in fetched(arrays)])
                 if asked():
                     return {}
         return quality(*map(np.concatenate, zip(*found, strict=True)))
@@ -87,7 +89,8 @@ def normalise(trained: Trained, run: Run, params: Any, key: Array, say: Say) -> 
         execution,
         mesh,
     )
-    write_json(run.path / FILE, {"step": config.steps, **found._asdict()})
+    if processes.first():
+        write_json(run.path / FILE, {"step": config.steps, **found._asdict()})
     say(
         f"normalised on {found.prompts:,} answers of {policy.path}: "
         f"{found.gain:.3f} x score {found.bias:+.3f}"

@@ -17,6 +17,7 @@ from ..model import (
     Execution,
     Samples,
     SamplingConfig,
+    fetched,
     make_sampler,
     pad_prompts,
 )
@@ -76,12 +77,12 @@ def rollout_batch(prompts: Array, mask: Array, samples: Samples, temperature: fl
 
 def answers_of(rollout: Rollout) -> list[np.ndarray]:
     """The token ids of each answer."""
-    targets, counts = np.asarray(rollout["targets"]), np.asarray(rollout["loss_mask"]) > 0
-    return [row[here] for row, here in zip(targets, counts, strict=True)]
+    targets, mask = fetched((rollout["targets"], rollout["loss_mask"]))
+    return [row[here] for row, here in zip(targets, mask > 0, strict=True)]
 
 
 def prompts_of(rollout: Rollout) -> list[np.ndarray]:
     """The token ids of each prompt."""
-    tokens, real = np.asarray(rollout["tokens"]), np.asarray(rollout["segment_ids"]) > 0
-    ends = (np.asarray(rollout["loss_mask"]) > 0).argmax(axis=1) + 1
-    return [row[:end][mask[:end]] for row, mask, end in zip(tokens, real, ends, strict=True)]
+    tokens, real, mask = fetched([rollout[n] for n in ("tokens", "segment_ids", "loss_mask")])
+    ends = (mask > 0).argmax(axis=1) + 1
+    return [row[:end][here[:end]] for row, here, end in zip(tokens, real > 0, ends, strict=True)]

@@ -8,7 +8,8 @@ from jax.sharding import Mesh
 
 from ..data import Tokenizer
 from ..errors import UserError
-from ..model import Execution, make_apply
+from ..model import Execution, fetched, make_apply
+from ..train import processes
 from ..train.load import described, load_function, where
 from ..train.run import Run
 from .normalise import load_reward
@@ -52,16 +53,20 @@ def by_run(
     model = load_reward(run, mesh, execution)
     apply, params = make_apply(run.config().model, execution, mesh), kept(model.params)
     score = score_by(apply, model.logp_weight)
-    return lambda answers, prompts, completions: np.asarray(score(params, answers))
+    return lambda answers, prompts, completions: fetched(score(params, answers))
 
 
 def by_function(spec: str) -> Scorer:
     """The floats of the function that FILE.py:NAME names. Raises UserError where there is none, and
-    later for a function that raises, or returns too few numbers or one that is none."""
+    later for a function that raises, or returns too few numbers or one that is none. Of several
+    processes the first alone calls it: it need not say the same twice."""
     function = load_function(spec, "--reward-fn")
     file = spec.rpartition(":")[0]
 
     def score(answers: Packed, prompts: Sequence[str], completions: Sequence[str]) -> np.ndarray:
+        return processes.from_first(lambda: scored(prompts, completions), len(prompts))
+
+    def scored(prompts: Sequence[str], completions: Sequence[str]) -> np.ndarray:
         try:
             found = function(list(prompts), list(completions))
         except Exception as error:

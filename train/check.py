@@ -270,10 +270,10 @@ class _Trial:
         got = halves(self.params, self.batch, self.key)
         if not _same_step(want, got):
             self.refuse("changes when its rows are split into microbatches")
-        devices = [n for n in (4, 2) if jax.device_count() >= n]
+        devices = [n for n in (4, 2) if jax.local_device_count() >= n]
         if not devices:
             return
-        mesh = make_mesh(MeshConfig(), jax.devices()[: devices[0]])
+        mesh = make_mesh(MeshConfig(), jax.local_devices()[: devices[0]])
         shardings = param_shardings(config, EXECUTION, mesh)
         apply = make_apply(config, EXECUTION, mesh)
         spread = _quick_jit(make_loss_and_grads(self.loss, apply, 1, shardings))

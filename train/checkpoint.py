@@ -22,6 +22,7 @@ from jax import Array
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from ..errors import UserError
+from . import processes
 
 TEMPORARY = ".orbax-checkpoint-tmp"
 DAMAGED = "damaged"
@@ -137,10 +138,13 @@ class Checkpoints:
             ) from None
 
     def tidy(self) -> None:
-        """Name and remove what a process that was killed left half-written."""
+        """Name and remove what a process that was killed left half-written; of several processes
+        the first does, before any goes on."""
         for path in sorted(self.folder.glob(f"*{TEMPORARY}*")):
-            self._say(f"{path}: a half-written checkpoint of a run that was stopped; removed")
-            shutil.rmtree(path, ignore_errors=True)
+            if processes.first():
+                self._say(f"{path}: a half-written checkpoint of a run that was stopped; removed")
+                shutil.rmtree(path, ignore_errors=True)
+        processes.told(None)
 
     def set_aside(self, step: int) -> None:
         """Move a damaged checkpoint out of the way of the one that will take its place."""
@@ -165,6 +169,8 @@ class Checkpoints:
         except Exception as error:  # damage shows as any of many kinds
             if "RESOURCE_EXHAUSTED" in str(error):
                 raise
+            if isinstance(error, jax.errors.JaxRuntimeError) and processes.count() > 1:
+                raise  # nor where another process has died
             raise DamagedError(_reason(error)) from None
         stored = {name: found[name] for name in target}
         meta = found["meta"]
@@ -179,13 +185,19 @@ class Checkpoints:
     ) -> tuple[dict, dict] | None:
         """What `restore` gives of the newest checkpoint that is whole; None where there is none
         at all. Damaged ones are named in a line each and, with `move` and once an older one has
-        been read, set aside: where none can be used, nothing is touched."""
+        been read, set aside: where none can be used, nothing is touched. Several processes do not
+        look for an older one: the damage may be in what one of them alone reads."""
         say = say or self._say
-        steps, damaged = self.steps(), []
+        steps, damaged = processes.told(self.steps()), []
         for step in reversed(steps):
             try:
                 found = self.restore(step, target)
             except DamagedError as error:
+                if processes.count() > 1:
+                    raise UserError(
+                        f"{self.folder / str(step)}: damaged checkpoint ({error}); move it away, "
+                        "and the same command goes on from the one before"
+                    ) from None
                 say(f"{self.folder / str(step)}: damaged checkpoint ({error}); not used")
                 damaged.append(step)
                 continue

@@ -54,7 +54,7 @@ def measured_cpu_flops() -> float:
     global _measured
     if _measured is None:
         size = 1024
-        with jax.default_device(jax.devices("cpu")[0]):
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
             a = jnp.ones((size, size), jnp.float32)
             product = jax.jit(jnp.matmul)
             product(a, a).block_until_ready()
@@ -82,8 +82,10 @@ def describe(devices: list) -> str:
     """The devices in a few words: "8 x TPU v4", "CPU, 2 cores"."""
     device = devices[0]
     if device.platform == "cpu":
+        processes = len({device.process_index for device in devices})
         simulated = f", {len(devices)} simulated devices" if len(devices) > 1 else ""
-        return f"CPU, {cores()} cores{simulated}"
+        several = f" of {processes} processes" if processes > 1 else ""
+        return f"CPU, {cores()} cores{simulated}{several}"
     return f"{len(devices)} x {device.device_kind}"
 
 

@@ -45,7 +45,7 @@ class Journal:
         self._steps, self._tokens = steps, tokens_per_step
         self._flops, self._peak, self._every = flops_per_token, peak_flops, log_every
         self._events, self._told = events, 0.0
-        self._known, self._lag = known, lag
+        self._known, self.lag = known, lag
         self._pending: deque[tuple[int, dict]] = deque()
         self._held: dict | None = None
         self._keep = False
@@ -65,7 +65,7 @@ class Journal:
         for value in metrics.values():
             value.copy_to_host_async()
         self._pending.append((step, metrics))
-        if len(self._pending) > self._lag:
+        if len(self._pending) > self.lag:
             self._retire()
 
     def drain(self) -> None:

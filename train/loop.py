@@ -3,6 +3,7 @@ them evaluates, samples, saves, and stops where a signal asks for it."""
 
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ import jax
 
 from ..data import prefetch
 from ..errors import UserError
+from . import processes
 from .checkpoint import Checkpoints
 from .journal import Journal
 from .records import Lines
@@ -34,12 +36,15 @@ class StoppedError(BaseException):
 class Signals:
     """SIGTERM and SIGINT: raise StoppedError at once, or, while a loop runs, only set `asked`.
 
-    A second signal raises KeyboardInterrupt whatever goes on.
+    A second signal raises KeyboardInterrupt whatever goes on. Of several processes each has its
+    own; `poll` is the same in all.
     """
 
     def __init__(self) -> None:
         self.asked = False
         self.deferred = False
+        self._agreed = False
+        self._votes: deque[jax.Array] = deque()
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
@@ -69,9 +74,21 @@ class Signals:
         if self.asked:
             raise StoppedError(None)
 
+    def poll(self, lag: int = 0) -> bool:
+        """Whether a signal has come; of several processes, to any of them: each call has the same
+        answer in all of them. They ask each other on the devices, behind the steps dispatched so
+        far, and the answer is that of `lag` calls ago, so that nothing waits for those."""
+        if processes.count() == 1:
+            return self.asked
+        if not self._agreed:
+            self._votes.append(processes.vote(self.asked))
+        while not self._agreed and len(self._votes) > lag:
+            self._agreed = bool(self._votes.popleft())
+        return self._agreed
+
     @contextmanager
     def defer(self) -> Iterator[None]:
-        """Here a signal is noted; the code asks `asked`."""
+        """Here a signal is noted; the code asks `poll`."""
         self.deferred = True
         try:
             yield
@@ -138,7 +155,7 @@ def train(
                     state, metrics = plan.step(state, batch, plan.key)
                 except UserError:  # a reward function's: what was learnt is kept
                     checkpoints.finish()
-                    if number and number not in checkpoints.steps():
+                    if number and number not in processes.told(checkpoints.steps()):
                         _save(state, number, plan, journal, checkpoints, samples, validation)
                         checkpoints.finish()
                     raise
@@ -148,11 +165,13 @@ def train(
                     plan = replace(plan, steps=step, meta={**plan.meta, "enough": True})
                     journal.keep()
                 validation = None
-                if due(step, plan.eval_every, plan.steps) and not signals.asked:
+                lag = journal.lag
+                if due(step, plan.eval_every, plan.steps) and not signals.poll(lag):
                     validation = _evaluate(state, step, plan, journal, samples)
-                if plan.sample and due(step, plan.sample_every, plan.steps) and not signals.asked:
-                    _sample(state, step, plan, journal, samples)
-                asked = signals.asked
+                if plan.sample and due(step, plan.sample_every, plan.steps):
+                    if not signals.poll(lag):
+                        _sample(state, step, plan, journal, samples)
+                asked = signals.poll(lag)
                 if asked and due(step, plan.eval_every, plan.steps):
                     journal.keep()
                 if due(step, plan.checkpoint_every or plan.eval_every, plan.steps) or asked:
@@ -163,7 +182,7 @@ def train(
                 if step == plan.steps:
                     break
             checkpoints.finish()
-        if signals.asked:  # while the last step was saved
+        if signals.poll():  # while the last step was saved
             raise StoppedError(plan.steps)
     finally:
         batches.close()
@@ -193,12 +212,13 @@ def _catch_up(state: Any, begin: int, plan: Plan, journal: Journal, samples: Lin
     """What was due at the step that the run was stopped at, and left for now."""
     line = next((one for one in journal.lines.read() if one["step"] == begin), {})
     written = [one for one in samples.read() if one["step"] == begin and "score" not in one]
-    if begin and due(begin, plan.eval_every, plan.steps) and not validated(line):
+    evaluates = due(begin, plan.eval_every, plan.steps) and not validated(line)
+    if begin and processes.told(evaluates):
         figures = without_samples(plan.evaluate(state, begin == plan.steps), begin, samples)
         journal.lines.amend(begin, figures)
-    if begin and plan.sample and due(begin, plan.sample_every, plan.steps):
-        if not written:
-            _sample(state, begin, plan, journal, samples)
+    samples_now = due(begin, plan.sample_every, plan.steps) and not written
+    if begin and plan.sample and processes.told(samples_now):
+        _sample(state, begin, plan, journal, samples)
 
 
 def without_samples(figures: dict, step: int, samples: Lines) -> dict:

@@ -30,8 +30,10 @@ class Display(Protocol):
         """The end: what was shown stays."""
 
 
-def make_display(stream: TextIO | None = None) -> Display:
+def make_display(stream: TextIO | None = None, silent: bool = False) -> Display:
     """A live bar where `stream` (stdout) is a terminal, plain lines where it is not."""
+    if silent:
+        return Silent()
     stream = stream or sys.stdout
     return Bar(stream) if stream.isatty() else Plain(stream)
 
@@ -118,6 +120,22 @@ class Bar:
         if self._task is not None:
             self._progress.update(self._task, left="")
         self._progress.stop()
+
+
+class Silent:
+    """Nothing: another process speaks for all."""
+
+    def start(self, step: int, steps: int) -> None:
+        """See Display."""
+
+    def update(self, step: int, figures: dict, left: float | None) -> None:
+        """See Display."""
+
+    def note(self, line: str) -> None:
+        """See Display."""
+
+    def stop(self) -> None:
+        """See Display."""
 
 
 class Plain:

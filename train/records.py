@@ -80,14 +80,19 @@ def clean(value: Any) -> Any:
 
 
 class Lines:
-    """A file of JSON objects, one a line, each with a `step`."""
+    """A file of JSON objects, one a line, each with a `step`.
 
-    def __init__(self, path: Path):
-        self.path = path
+    kept: where not, nothing is written and nothing read: of several processes one keeps the file.
+    """
+
+    def __init__(self, path: Path, kept: bool = True):
+        self.path, self._kept = path, kept
         self._file: TextIO | None = None
 
     def append(self, record: dict) -> None:
         """Add a line; it lies on disk after `sync`."""
+        if not self._kept:
+            return
         with writing(self.path):
             if self._file is None:
                 self._file = open(self.path, "a", encoding="utf-8")
@@ -116,11 +121,13 @@ class Lines:
     def cut(self, step: int) -> None:
         """Keep the lines up to a step; a partial last line goes as well."""
         kept = [line for line, record in self._whole() if record["step"] <= step]
-        if self.path.exists():
+        if self._kept and self.path.exists():
             write_text(self.path, "".join(kept))
 
     def amend(self, step: int, figures: dict) -> None:
         """Add figures to the line of a step, which is made where there is none."""
+        if not self._kept:
+            return
         self.close()
         records = {record["step"]: record for record in self.read()}
         records[step] = {"step": step, **records.get(step, {}), **clean(figures)}
@@ -132,7 +139,7 @@ class Lines:
         return [record for _, record in self._whole()]
 
     def _whole(self) -> Iterator[tuple[str, dict]]:
-        if not self.path.exists():
+        if not self._kept or not self.path.exists():
             return
         with open(self.path, encoding="utf-8", errors="replace") as file:
             for line in file:

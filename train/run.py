@@ -13,6 +13,7 @@ from typing import Any
 from ..data import Tokenizer
 from ..data.files import nearest
 from ..errors import UserError
+from . import processes
 from .checkpoint import Checkpoints
 from .config import (
     FREE_TO_CHANGE,
@@ -65,8 +66,8 @@ class Run:
         return Checkpoints(self.path / "checkpoints", say=note, keep=newest)
 
     def lines(self, name: str) -> Lines:
-        """Its metrics or samples."""
-        return Lines(self.path / name)
+        """Its metrics or samples, which the first of several processes keeps."""
+        return Lines(self.path / name, kept=processes.first())
 
     def stage(self) -> str:
         """The command that made it."""
@@ -97,8 +98,9 @@ class Run:
 
 
 def note(line: str) -> None:
-    """A line for the user that is not a result."""
-    print(line, file=sys.stderr, flush=True)
+    """A line for the user that is not a result; the first of several processes says it."""
+    if processes.first():
+        print(line, file=sys.stderr, flush=True)
 
 
 def find_run(path: str | Path) -> Run:
@@ -144,7 +146,8 @@ def check_same(run: Run, stage: str, config: Any) -> None:
 
 def write_config(run: Run, stage: str, config: Any) -> None:
     """Save the settings; with this the folder is a run."""
-    write_json(run.path / CONFIG, {"stage": stage, **to_json(config)})
+    if processes.first():
+        write_json(run.path / CONFIG, {"stage": stage, **to_json(config)})
 
 
 def record_provenance(run: Run, digests: dict[str, Any], step: int, parent: str | None) -> None:
@@ -178,7 +181,8 @@ def record_provenance(run: Run, digests: dict[str, Any], step: int, parent: str 
         "digests": digests,
         "sessions": [*before.get("sessions", []), session],
     }
-    write_json(run.path / PROVENANCE, value)
+    if processes.first():
+        write_json(run.path / PROVENANCE, value)
 
 
 def _short(digest: Any) -> str:

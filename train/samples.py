@@ -15,6 +15,7 @@ from ..model import (
     Execution,
     MeshConfig,
     SamplingConfig,
+    fetched,
     make_mesh,
     make_sampler,
     pad_prompts,
@@ -93,7 +94,7 @@ def make_writer(
     padded, mask = pad_prompts(prompts, 1 if config.position == "learned" else PADDING)
 
     def write(params: Any, key: Array) -> list[str]:
-        samples = jax.device_get(sample(params, padded, mask, key))
+        samples = fetched(sample(params, padded, mask, key))
         texts = []
         for row, length in zip(samples.tokens, samples.length, strict=True):
             kept = row[:length]

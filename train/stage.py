@@ -18,6 +18,8 @@ from ..data import Tokenizer, TrainBatches, eval_batches
 from ..errors import UserError
 from ..memory import keep_memory
 from ..model import Apply, check_length, check_mesh, make_apply, make_mesh, replicated
+from . import processes
+from .alike import check_alike, check_same_run
 from .check import check_loss
 from .checkpoint import Say
 from .config import StageConfig, with_steps
@@ -30,7 +32,7 @@ from .load import load_loss
 from .loop import Plan, Signals, train, without_samples
 from .losses import language_loss, lm_loss
 from .optimizer import make_optimizer
-from .placing import local_rows, placer
+from .placing import check_processes, local_rows, placer, row_placer
 from .progress import duration, make_display
 from .records import write_json, write_text
 from .report import write_report
@@ -123,12 +125,13 @@ def run_stage(stage: Stage, config: StageConfig) -> Path:
 
 
 def _run(stage: Stage, config: Any, signals: Signals) -> Path:
-    display = make_display()
+    display = make_display(silent=not processes.first())
     say = display.note
 
     # ---- the run folder, the tokenizer, the data
     run = open_folder(config.out or f"runs/{stage.name}")
-    resumes = run.exists
+    check_same_run(config, run.path)
+    resumes = processes.told(run.exists)
     config, tokenizer = stage.settle(config, run, say)
     if resumes:
         check_same(run, stage.name, config)
@@ -150,6 +153,7 @@ def _run(stage: Stage, config: Any, signals: Signals) -> Path:
     mesh = make_mesh(config.mesh)
     check_mesh(model.heads, config.batch // config.accumulation, mesh, model.experts)
     check_length(config.row_length, mesh)
+    check_processes(mesh)
     place = placer(mesh)
     loss = None if stage.stepper else stage.loss(config)
     if config.loss and not stage.stepper:
@@ -169,7 +173,7 @@ def _run(stage: Stage, config: Any, signals: Signals) -> Path:
     checkpoints = run.checkpoints_keeping(config.keep)
     checkpoints.tidy()
     found = checkpoints.newest_usable(layout.target, move=True) if resumes else None
-    key = jax.device_put(jax.random.key(config.seed), replicated(mesh))
+    key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=replicated(mesh))()
     ended_early = False
     begin, seconds, parent = 0, 0.0, run.read(PROVENANCE).get("parent")
     if found:
@@ -191,13 +195,6 @@ def _run(stage: Stage, config: Any, signals: Signals) -> Path:
         )
 
     # ---- the record
-    metrics, samples = run.lines(METRICS), run.lines(SAMPLES)
-    metrics.cut(begin if begin else -1)
-    samples.cut(begin if begin else -1)
-    if not resumes:
-        tokenizer.save(run.path / TOKENIZER)
-        for name, text in stage.files(tokenizer).items():
-            write_text(run.path / name, text)
     digests = {
         "tokenizer": tokenizer.digest,
         "data": [store.digest for store in corpus.train],
@@ -207,6 +204,14 @@ def _run(stage: Stage, config: Any, signals: Signals) -> Path:
         digests["text"] = [store.digest for store in corpus.text]
     for use, spec in config.user_code.items():
         digests[use] = file_digest(spec.rpartition(":")[0])
+    check_alike({"data": digests, "run": {"step": begin}})  # after this, files are written
+    metrics, samples = run.lines(METRICS), run.lines(SAMPLES)
+    metrics.cut(begin if begin else -1)
+    samples.cut(begin if begin else -1)
+    if not resumes and processes.first():
+        tokenizer.save(run.path / TOKENIZER)
+        for name, text in stage.files(tokenizer).items():
+            write_text(run.path / name, text)
     record_provenance(run, digests, begin, parent)
     write_config(run, stage.name, config)
     if resumes:
@@ -217,7 +222,8 @@ def _run(stage: Stage, config: Any, signals: Signals) -> Path:
     apply = make_apply(model, config.execution, mesh)
     frozen = stage.frozen(config, tokenizer, mesh, key)
     trained = Trained(config, corpus, apply, layout.shardings.params, mesh, place, frozen)
-    evaluate_params = (stage.evaluator or language_evaluator)(trained, lambda: signals.asked)
+    lag = 0 if stage.stepper else LAG
+    evaluate_params = (stage.evaluator or language_evaluator)(trained, lambda: signals.poll(lag))
 
     def evaluate(state: Any, whole: bool) -> dict:
         return evaluate_params(state.params, whole)
@@ -239,7 +245,7 @@ def _run(stage: Stage, config: Any, signals: Signals) -> Path:
             return step_of_loss(state, numbered[1], key)
 
     sample = stage.sampler(config, tokenizer, stream(key, "samples"), say)
-    mine = local_rows(mesh, config.batch)
+    mine, place_rows = local_rows(mesh, config.batch), row_placer(mesh, config.batch)
 
     def epochs(step: int) -> dict[str, float]:
         return epochs_of(corpus.names, batches.epochs(step))
@@ -247,7 +253,7 @@ def _run(stage: Stage, config: Any, signals: Signals) -> Path:
     enough = stage.enough(config)
     plan = Plan(
         step=step,
-        batch=lambda number: (number, place(batches.batch(number, mine))),
+        batch=lambda number: (number, place_rows(batches.batch(number, mine))),
         key=stream(key, "training"),
         steps=config.steps,
         evaluate=evaluate,
@@ -261,6 +267,8 @@ def _run(stage: Stage, config: Any, signals: Signals) -> Path:
         enough=enough and enough[0],
     )
     devices = list(mesh.devices.flat)
+    told = config.tensorboard and processes.first()
+    events = Events(run.path / "tensorboard", begin, say) if told else None
     journal = Journal(
         metrics,
         display,
@@ -269,10 +277,10 @@ def _run(stage: Stage, config: Any, signals: Signals) -> Path:
         flops_per_token=config.flops_per_token,
         peak_flops=peak_flops(devices),
         log_every=config.log_every,
-        events=Events(run.path / "tensorboard", begin, say) if config.tensorboard else None,
+        events=events,
         seconds=seconds,
         known=epochs,
-        lag=0 if stage.stepper else LAG,
+        lag=lag,
     )
 
     # ---- train
@@ -299,6 +307,8 @@ def _run(stage: Stage, config: Any, signals: Signals) -> Path:
         stage.finish(trained, run, state.params, stream(key, "finish"), say)
 
     # ---- what came of it
+    if not processes.first():
+        return run.path
     summary = summarize(run, config, epochs=epochs(config.steps), seconds=journal.seconds)
     summary["ended_early"] = ended_early
     write_json(run.path / SUMMARY, summary)

@@ -66,5 +66,6 @@ def chosen(
 
 @functools.cache
 def say(line: str) -> None:
-    """A line for the user, once."""
-    print(line, file=sys.stderr, flush=True)
+    """A line for the user, once, by the first of several processes."""
+    if jax.process_index() == 0:
+        print(line, file=sys.stderr, flush=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -79,3 +80,62 @@ def wait_for(condition, process: subprocess.Popen, seconds: float = 120.0) -> bo
             return True
         time.sleep(0.005)
     return False
+
+
+class Job:
+    """Commands of several processes, of one device each, what they say in files of a folder.
+
+    last: more of the environment of the last process. lost: seconds until a process is lost.
+    """
+
+    def __init__(
+        self,
+        commands: list[list[str]],
+        folder: Path,
+        lost: float = 20.0,
+        last: dict[str, str] | None = None,
+    ):
+        folder.mkdir(exist_ok=True)
+        address, count = f"127.0.0.1:{free_port()}", len(commands)
+        self._folder = folder
+        self.processes = []
+        for number, words in enumerate(commands):
+            flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"
+            env = {**environment(), "XLA_FLAGS": flags, "ALUDEL_LOST_SECONDS": str(lost)}
+            env |= (last or {}) if number == count - 1 else {}
+            place = ["--coordinator", address, "--processes", str(count), "--process", str(number)]
+            out, err = (open(folder / f"{number}.{stream}", "w") for stream in ("out", "err"))
+            with out, err:
+                process = subprocess.Popen([*words, *place], env=env, stdout=out, stderr=err)
+            self.processes.append(process)
+
+    def said(self, number: int, stream: str = "err") -> str:
+        """What a process has said on stderr, or stdout (`out`)."""
+        return (self._folder / f"{number}.{stream}").read_text()
+
+    def says(self, number: int, text: str, seconds: float = 10.0) -> bool:
+        """Whether a process says a text on stderr, or one that speaks for it does soon after."""
+        end = time.monotonic() + seconds
+        while text not in self.said(number) and time.monotonic() < end:
+            time.sleep(0.1)
+        return text in self.said(number)
+
+    def statuses(self, seconds: float = 300.0) -> list[int]:
+        """How they ended, all of them; those that do not are killed, and the test fails."""
+        end = time.monotonic() + seconds
+        try:
+            return [one.wait(max(0.1, end - time.monotonic())) for one in self.processes]
+        finally:
+            for one in self.processes:
+                one.kill()
+
+    def wait_for(self, condition, seconds: float = 180.0) -> None:
+        """Until the condition is true while process 0 runs."""
+        assert wait_for(condition, self.processes[0], seconds), self.said(0)
+
+
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]

@@ -1,0 +1,131 @@
+"""PPO in several processes on one machine: the run is that of one process."""
+
+import importlib.util
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from .conftest import write_records
+
+_spec = importlib.util.spec_from_file_location(
+    "runs", Path(__file__).parents[1] / "train" / "runs.py"
+)
+runs = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(runs)
+
+REWARD = """
+import os
+
+
+def share_of_y(prompts, completions):
+    with open({calls!r}, "a") as file:
+        file.write(f"{{os.getpid()}}\\n")
+    return [text.count("y") / max(len(text), 1) for text in completions]
+"""
+CLOCKS = ("seconds", "samples_per_second", "tokens_per_second", "mfu")
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory) -> Path:
+    """The folder of the prompts and of a reward that notes who calls it."""
+    folder = tmp_path_factory.mktemp("material")
+    (folder / "reward.py").write_text(REWARD.format(calls=str(folder / "calls")))
+    prompts = [{"prompt": "say" + " it" * (n % 8)} for n in range(64)]
+    write_records(folder / "prompts.jsonl", prompts)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(tuned, material, tmp_path_factory) -> Path:
+    """The run of one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    finished(command(tuned, material, folder / "run"), 1, folder / "job")
+    return folder / "run"
+
+
+def command(tuned, folder: Path, out: Path, *flags: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "aludel.cli", "ppo", "ppo-small", "--init", str(tuned)),
+        *("--reward-fn", f"{folder / 'reward.py'}:share_of_y", "--out", str(out)),
+        *("--data", f"chat:{folder / 'prompts.jsonl'}", "--steps", str(STEPS), "--batch", "16"),
+        *("--new-tokens", "6", "--context", "40", "--without-stop", "None", "--passes", "2"),
+        *("--checkpoint-every", "1", "--eval-every", "3", "--tensorboard", "False"),
+        *("--sample-tokens", "8", "--kl-target", "0.5", *flags),
+    ]
+
+
+def lines_of(out: Path) -> list[dict]:
+    """metrics.jsonl without what a clock tells."""
+    lines = runs.metrics(out)
+    return [{name: x for name, x in line.items() if not name.startswith(CLOCKS)} for line in lines]
+
+
+def check_near(out: Path, expected: Path) -> None:
+    """The metrics of two runs are the same but for the rounding of float32."""
+    lines, others = lines_of(out), lines_of(expected)
+    assert [line["step"] for line in lines] == [line["step"] for line in others]
+    for line, other in zip(lines, others, strict=True):
+        assert set(line) == set(other)
+        for name, value in other.items():
+            assert line[name] == pytest.approx(value, rel=1e-4, abs=1e-5), (line["step"], name)
+
+
+def finished(words: list[str], count: int, folder: Path) -> runs.Job:
+    """A job that came to its end."""
+    job = runs.Job([words] * count, folder)
+    assert job.statuses() == [0] * count, [job.said(number) for number in range(count)]
+    return job
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count, flags", [(2, []), (4, []), (2, ["--minibatches", "2"])])
+def test_several_processes_are_one_run(tuned, material, alone, tmp_path, count, flags):
+    expected = alone
+    if flags:
+        expected = tmp_path / "alone"
+        finished(command(tuned, material, expected, *flags), 1, tmp_path / "alone-job")
+    (material / "calls").unlink()
+    job = finished(command(tuned, material, tmp_path / "run", *flags), count, tmp_path / "job")
+    check_near(tmp_path / "run", expected)
+    callers = set((material / "calls").read_text().split())
+    assert callers == {str(job.processes[0].pid)}  # the reward is asked once for each answer
+
+
+@pytest.mark.slow
+def test_stopped_and_killed_it_goes_on_exactly(tuned, material, alone, tmp_path):
+    whole, out, again = (tmp_path / name for name in ("whole", "run", "again"))
+    finished(command(tuned, material, whole), 2, tmp_path / "whole-job")
+    words = command(tuned, material, out)
+
+    job = runs.Job([words] * 2, tmp_path / "job")
+    job.wait_for((out / "checkpoints" / "1").is_dir)
+    job.processes[1].send_signal(signal.SIGTERM)
+    assert job.statuses() == [75, 75], [job.said(number) for number in range(2)]
+    stopped = runs.metrics(out)[-1]["step"]
+    assert (out / "checkpoints" / str(stopped)).is_dir()
+
+    job = runs.Job([words] * 2, tmp_path / "job-2")
+    job.wait_for((out / "checkpoints" / "4").is_dir)
+    job.processes[1].kill()
+    assert job.statuses()[0] != 0
+    assert "process 1 (" in job.said(0) and "lost" in job.said(0)
+    shutil.copytree(out, again)
+
+    finished(words, 2, tmp_path / "job-3")
+    assert lines_of(out) == lines_of(whole)
+    finished(command(tuned, material, again), 4, tmp_path / "job-4")
+    check_near(again, alone)
+
+
+@pytest.mark.slow
+def test_a_reward_that_fails_ends_all(tuned, material, tmp_path):
+    (tmp_path / "reward.py").write_text("def share_of_y(prompts, completions):\n    return [1.0]\n")
+    shutil.copy(material / "prompts.jsonl", tmp_path)
+    job = runs.Job([command(tuned, tmp_path, tmp_path / "run")] * 2, tmp_path / "job")
+    assert job.statuses() == [2, 2]
+    assert "returned 1 numbers for 16 answers" in job.said(0)
+    assert "process 0" in job.said(1) and "Traceback" not in job.said(1)
