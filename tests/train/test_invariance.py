@@ -9,6 +9,10 @@ Adam, which makes +-lr of a gradient that is zero up to rounding.
 
 import functools
 import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -276,6 +280,25 @@ def test_experts(changes):
 @pytest.mark.parametrize("changes", MORE_WITH_EXPERTS, ids=_name)
 def test_experts_on_more_meshes(changes):
     _check("experts", changes)
+
+
+@pytest.mark.slow
+def test_sixteen_devices():
+    """All axes but fsdp at once, in a process of its own, which has 16 devices and not 8."""
+    if jax.device_count() == 16:
+        mesh = "data2 expert2 context2 tensor2"
+        return _check_context("experts", {"mesh": mesh, "packed": True, "accumulation": 2})
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=16"
+    root = Path(__file__).parents[2]
+    command = (sys.executable, "-m", "pytest", "-c", "tests/pytest.ini", "-q", "-p", "no:xdist")
+    done = subprocess.run(
+        [*command, f"{Path(__file__).relative_to(root)}::test_sixteen_devices"],
+        cwd=root,
+        env=os.environ | {"XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout + done.stderr
 
 
 def test_dropout_is_there():
