@@ -42,6 +42,7 @@ BASE = dict(
 CONFIG = DecoderConfig(**BASE)
 WANT = ("logp", "balance", "router_z", "load")
 UNROLLED = Execution(scan=False)
+EXECUTIONS = [UNROLLED, pytest.param(Execution(scan=True), marks=pytest.mark.slow)]
 
 
 def _params(execution=UNROLLED, config=CONFIG):
@@ -62,7 +63,12 @@ def _outputs(execution, want=WANT, batch=None, config=CONFIG):
 
 
 @pytest.mark.parametrize(
-    "execution", [Execution(scan=True), Execution(scan=True, remat="full"), Execution(remat="dots")]
+    "execution",
+    [
+        Execution(scan=True, remat="full"),
+        pytest.param(Execution(scan=True), marks=pytest.mark.slow),
+        pytest.param(Execution(scan=False, remat="dots"), marks=pytest.mark.slow),
+    ],
 )
 def test_execution_changes_nothing(execution):
     """Gradients of losses that ask for what the routers did among it."""
@@ -110,7 +116,7 @@ def test_what_does_not_count_changes_no_balance():
     assert np.abs(everything - want).max() > 1e-3
 
 
-@pytest.mark.parametrize("execution", [UNROLLED, Execution(scan=True)])
+@pytest.mark.parametrize("execution", EXECUTIONS)
 def test_what_is_asked_for_is_what_all_would_give(execution):
     batch = _batch()
     del batch["loss_mask"]
@@ -124,7 +130,7 @@ def test_what_is_asked_for_is_what_all_would_give(execution):
             np.testing.assert_allclose(part[name], whole[name][:, columns], atol=1e-5)
 
 
-@pytest.mark.parametrize("execution", [UNROLLED, Execution(scan=True)])
+@pytest.mark.parametrize("execution", EXECUTIONS)
 def test_a_cache_changes_nothing(execution):
     decoder, variables = Decoder(CONFIG, execution), {"params": _params(execution)}
     tokens = _batch()["tokens"]
@@ -139,7 +145,10 @@ def test_a_cache_changes_nothing(execution):
     np.testing.assert_allclose(jnp.concatenate(parts, axis=1), want, atol=1e-4)
 
 
-@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-4), ("bfloat16", 0.2)])
+@pytest.mark.parametrize(
+    "dtype, tolerance",
+    [("float32", 1e-4), pytest.param("bfloat16", 0.2, marks=pytest.mark.slow)],
+)
 def test_log_probs_of_the_sampler_are_the_trainers(dtype, tolerance):
     config = DecoderConfig(**{**BASE, "dtype": dtype})
     params = _params(config=config)

@@ -223,9 +223,9 @@ WITH_EXPERTS = [
     {"mesh": "data2 expert4", "accumulation": 2, "packed": True},
     {"mesh": "data2 fsdp2 expert2", "scan": True, "remat": "dots"},
     {"mesh": "fsdp2 expert2 tensor2", "accumulation": 4, "remat": "full"},
-    {"mesh": "data4 tensor2", "packed": True, "scan": True},
 ]
 MORE_WITH_EXPERTS = [
+    {"mesh": "data4 tensor2", "packed": True, "scan": True},
     {"mesh": "expert4 tensor2", "scan": True},
     {"mesh": "data4 expert2", "accumulation": 4, "scan": True, "remat": "full"},
     {"mesh": "fsdp8", "packed": True, "remat": "dots"},
