@@ -8,6 +8,7 @@ an error of its own says it there too.
 
 import contextlib
 import json
+import math
 import os
 import socket
 import subprocess
@@ -15,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NoReturn
 
 import jax
@@ -26,8 +27,10 @@ from .loop import AGAIN, StoppedError
 from .processes import MISTAKE
 
 BEAT_SECONDS = 3.0
-LOST_SECONDS = float(os.environ.get("ALUDEL_LOST_SECONDS", 60))
-"""A process that gives no sign of life for so long is lost, and the others end."""
+LOST_SECONDS = 60.0
+"""A process that gives no sign of life for so long is lost, and the others end; as long as
+ALUDEL_LOST_SECONDS says, where it is set."""
+LEAST_SECONDS = 20.0  # a watch may itself be held up for some
 GRACE_SECONDS = 6.0  # for those that find the same error themselves, before another's ends them
 FAILED, INTERRUPTED = 1, 130
 BEATS, OVER, LEFT = "aludel/beats", "aludel/over", "aludel/left"
@@ -37,10 +40,11 @@ BEATS, OVER, LEFT = "aludel/beats", "aludel/over", "aludel/left"
 def joined(place: processes.Place | None, tpu: bool = False) -> Iterator[None]:
     """Here this process works together with the others of its job (see `processes.start`), if
     there are any: what ends one of them ends all, with the same status and a line that says why."""
+    seconds = lost_seconds(os.environ)
     if not processes.start(place, tpu):
         yield
         return
-    watch = Watch()
+    watch = Watch(seconds)
     try:
         yield
     except UserError as error:
@@ -54,7 +58,7 @@ def joined(place: processes.Place | None, tpu: bool = False) -> Iterator[None]:
         raise
     except StoppedError as stopped:
         if stopped.step is None:  # this process alone knows of it
-            watch.leave_with(AGAIN, "stopped by a signal before there was anything to save")
+            watch.leave_with(AGAIN, "stopped by a signal; what was finished is saved")
             raise
         watch.end_together()
         raise
@@ -65,6 +69,18 @@ def joined(place: processes.Place | None, tpu: bool = False) -> Iterator[None]:
         traceback.print_exc()
         leave(FAILED)
     watch.end_together()
+
+
+def lost_seconds(environment: Mapping[str, str]) -> float:
+    """How long a process may give no sign of life. Raises UserError for nonsense."""
+    text = environment.get("ALUDEL_LOST_SECONDS") or str(LOST_SECONDS)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not LEAST_SECONDS <= seconds < math.inf:
+        raise UserError(f"ALUDEL_LOST_SECONDS must be at least {LEAST_SECONDS:g}, not {text!r}")
+    return seconds
 
 
 def leave(status: int) -> NoReturn:
@@ -80,13 +96,10 @@ class Watch:
     left = False
     """Whether this process has said that it ends apart from the others."""
 
-    def __init__(self) -> None:
-        self._client, self._me, self._count = (
-            processes.client(),
-            processes.number(),
-            processes.count(),
-        )
-        self._name = processes.name()
+    def __init__(self, lost_seconds: float) -> None:
+        self._client, self._name = processes.client(), processes.name()
+        self._me, self._count = processes.number(), processes.count()
+        self._lost_seconds = lost_seconds
         self._closed = threading.Event()
         self._seen: dict[int, tuple[str, float]] = {}
         self._reached = time.monotonic()
@@ -104,7 +117,7 @@ class Watch:
 
     def wait(self) -> None:
         """Until it is known that another process is lost, which ends this one; or not lost."""
-        time.sleep(LOST_SECONDS + 4 * BEAT_SECONDS)
+        time.sleep(self._lost_seconds + 4 * BEAT_SECONDS)
 
     def leave_with(self, status: int, why: str) -> None:
         """Tell the others that this process ends, and why. Process 0, without which they would
@@ -132,8 +145,8 @@ class Watch:
                 for said in self._read(OVER).values():
                     self._follow(json.loads(said))
             except jax.errors.JaxRuntimeError:
-                if time.monotonic() - self._reached > LOST_SECONDS:
-                    self._end(AGAIN, lost("process 0, which connects the others,"))
+                if time.monotonic() - self._reached > self._lost_seconds:
+                    self._end(AGAIN, self._lost("process 0, which connects the others,"))
 
     def _look(self, now: float) -> None:
         """In process 0: who has given no sign of life for too long."""
@@ -142,10 +155,17 @@ class Watch:
             beat = beats.get(other, "")
             if other not in self._seen or self._seen[other][0] != beat:
                 self._seen[other] = (beat, now)
-        gone = [other for other, (_, then) in self._seen.items() if now - then > LOST_SECONDS]
+        limit = now - self._lost_seconds
+        gone = [other for other, (_, then) in self._seen.items() if then < limit]
         if gone:
             names = (f"process {other} ({self._host(other)})" for other in gone)
-            self._tell(OVER, {"status": AGAIN, "line": lost(", ".join(names)), "gone": gone})
+            self._tell(OVER, {"status": AGAIN, "line": self._lost(", ".join(names)), "gone": gone})
+
+    def _lost(self, whom: str) -> str:
+        return (
+            f"{whom} lost: no sign of life for {self._lost_seconds:.0f} seconds; the same command "
+            "in all processes goes on from the last checkpoint"
+        )
 
     def _host(self, other: int) -> str:
         return self._seen[other][0].partition(" ")[2] or "which never spoke"
@@ -178,14 +198,6 @@ class Watch:
         """The values under a key, by their number."""
         found = self._client.key_value_dir_get(key)
         return {int(name.rpartition("/")[2]): value for name, value in found}
-
-
-def lost(whom: str) -> str:
-    """The line that says so."""
-    return (
-        f"{whom} lost: no sign of life for {LOST_SECONDS:.0f} seconds; the same command in all "
-        "processes goes on from the last checkpoint"
-    )
 
 
 class Mourner:

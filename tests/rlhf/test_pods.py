@@ -1,6 +1,7 @@
 """PPO in several processes on one machine: the run is that of one process."""
 
 import importlib.util
+import json
 import shutil
 import signal
 import sys
@@ -119,6 +120,30 @@ def test_stopped_and_killed_it_goes_on_exactly(tuned, material, alone, tmp_path)
     assert lines_of(out) == lines_of(whole)
     finished(command(tuned, material, again), 4, tmp_path / "job-4")
     check_near(again, alone)
+
+
+@pytest.mark.slow
+def test_a_reward_model_of_two_processes_is_that_of_one(tuned, tmp_path):
+    """Its normalisation too, which is measured on answers drawn in rows that are refilled."""
+    texts = ("yes", "no", "y", "nn")
+    pairs = [
+        {"prompt": "say" + " it" * n, "chosen": one, "rejected": other}
+        for n in range(8)
+        for one, other in zip(texts, texts[1:], strict=False)
+    ]
+    data = write_records(tmp_path / "pairs.jsonl", pairs)
+    found = []
+    for count in (1, 2):
+        out = tmp_path / str(count)
+        words = [
+            *(sys.executable, "-m", "aludel.cli", "reward", "reward-small", "--init", str(tuned)),
+            *("--data", f"pairs:{data}", "--context", "32", "--batch", "4", "--epochs", "1"),
+            *("--tensorboard", "False", "--out", str(out)),
+        ]
+        finished(words, count, tmp_path / f"job-{count}")
+        found.append(json.loads((out / "normalisation.json").read_text()))
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+    check_near(tmp_path / "2", tmp_path / "1")
 
 
 @pytest.mark.slow

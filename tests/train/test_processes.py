@@ -8,6 +8,7 @@ from aludel.errors import UserError
 from aludel.train.alike import code_digests, difference_of
 from aludel.train.processes import Place, clustered, place_of
 from aludel.train.records import Lines
+from aludel.train.watch import lost_seconds
 
 from . import runs
 
@@ -45,6 +46,13 @@ def test_half_a_place_and_nonsense_are_refused(given, says):
     flags = dict(zip(("coordinator", "processes", "process"), given, strict=True))
     with pytest.raises(UserError, match=says):
         place_of(flags, {})
+
+
+def test_how_long_a_process_may_be_silent():
+    assert lost_seconds({}) == 60 and lost_seconds({"ALUDEL_LOST_SECONDS": "90"}) == 90
+    for nonsense in ("soon", "5", "nan", "inf"):
+        with pytest.raises(UserError, match="must be at least 20"):
+            lost_seconds({"ALUDEL_LOST_SECONDS": nonsense})
 
 
 @pytest.mark.parametrize("number", [0, 1])
