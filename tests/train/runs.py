@@ -120,7 +120,7 @@ class Job:
             time.sleep(0.1)
         return text in self.said(number)
 
-    def statuses(self, seconds: float = 300.0) -> list[int]:
+    def statuses(self, seconds: float = 900.0) -> list[int]:
         """How they ended, all of them; those that do not are killed, and the test fails."""
         end = time.monotonic() + seconds
         try:
