@@ -17,15 +17,15 @@ def test_a_run_goes_on_with_its_experts_divided(tmp_path):
     text = runs.write_text(tmp_path)
     alone, divided = tmp_path / "alone", tmp_path / "divided"
 
-    def train(out, steps, *mesh, devices=1):
-        words = runs.command(text, out, *EXPERTS, "--steps", str(steps), *mesh)
-        done = runs.run(words, devices)
+    def train(out, *mesh, devices=1):
+        done = runs.run(runs.command(text, out, *EXPERTS, "--steps", "6", *mesh), devices)
         assert done.returncode == 0, done.stderr
+        return done.stdout
 
-    train(alone, 3)
+    train(alone)
     shutil.copytree(alone, divided)
-    train(alone, 6)
-    train(divided, 6, *DIVIDED, devices=4)
+    shutil.rmtree(divided / "checkpoints" / "6")
+    assert "resuming at step 3" in train(divided, *DIVIDED, devices=4)
     lines, others = runs.metrics(alone), runs.metrics(divided)
     assert [line["step"] for line in others] == list(range(7))
     assert lines[-1]["val_nats_per_token"] < lines[0]["val_nats_per_token"]
