@@ -20,6 +20,7 @@ from .kernels import (
 from .kernels.choosing import say, why_not_native
 from .kernels.cudnn import LONGEST_WITH_SEGMENTS
 from .kernels.splash import why_not_splash
+from .sharding import platform_of, split_of_tokens
 
 KERNELS = {
     "plain": plain_attention,
@@ -64,11 +65,14 @@ def choose_kernel(
     devices: int = 1,
     library: Callable[[], str | None] = fused.obstacle,
     pieces: int = 1,
+    uneven: str | None = None,
 ) -> tuple[str, str]:
     """(name, reason) of the kernel to use for rows of `length` tokens, cut into `pieces`. A kernel
     that is asked for by name and cannot honour the mask, the dtype or the machine raises
-    `UserError`: never a silent fallback."""
-    hindrance = why_not_splash(backend, length, head_dim, pieces)
+    `UserError`: never a silent fallback. uneven: what the mesh does not divide, or None."""
+    hindrance = why_not_splash(backend, length, head_dim, pieces) or uneven
+    if pieces > 1 and uneven:
+        raise UserError(f"mesh.context above 1 cannot be used: {uneven}")
     if requested == "splash" and hindrance:
         raise UserError(f"execution.attention = splash cannot be used: {hindrance}")
     if pieces > 1 and requested not in ("auto", *OF_PIECES):
@@ -112,6 +116,16 @@ def compute_capability() -> float:
         return 0.0
 
 
+def why_uneven(rows: int, kv_heads: int, mesh: Mesh) -> str | None:
+    """What keeps a kernel that each device runs for itself from arrays on this mesh, or None."""
+    tensor, split = mesh.shape["tensor"], split_of_tokens(mesh)
+    if kv_heads % tensor:
+        return f"mesh.tensor = {tensor} does not divide the {kv_heads} heads of keys and values"
+    if rows % split:
+        return f"{rows} rows do not divide over {split} devices"
+    return None
+
+
 def attention(
     query: Array,
     key: Array,
@@ -124,11 +138,10 @@ def attention(
 ) -> Array:
     """Causal attention by the kernel that the table picks; arguments as in `kernels`. mesh: that
     the arrays are split over. pieces: of how many each row is one (`pieces.cut`)."""
-    # A program for another machine may be compiled here: its devices count, not this backend.
-    backend = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    uneven = None if mesh is None else why_uneven(len(query), key.shape[2], mesh)
     name, reason = choose_kernel(
         kernel,
-        backend,
+        platform_of(mesh),
         query.dtype.name,
         query.shape[1] * pieces,
         query.shape[3],
@@ -136,6 +149,7 @@ def attention(
         compute_capability(),
         1 if mesh is None else mesh.size,
         pieces=pieces,
+        uneven=uneven,
     )
     if kernel == "auto":
         say(f"attention: {name} ({reason})")

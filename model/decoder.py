@@ -320,7 +320,8 @@ class Decoder(nn.Module):
         else:
             kernels = training_kernels("xla" if self.is_initializing() else self.execution.training)
         attend = partial(attention, kernel=self.execution.attention, mesh=self.mesh, pieces=pieces)
-        project = together(kernels.project, None if self.is_initializing() else self.mesh)
+        trained = not self.is_initializing() and cache is None  # it is gradients that gain by it
+        project = together(kernels.project, self.mesh if trained else None)
         kernels = kernels._replace(attend=attend, project=project)
         if positions is None:
             start = 0 if cache is None else cache.filled[:, None]

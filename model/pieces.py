@@ -36,6 +36,11 @@ def cut(x: Array, mesh: Mesh | None) -> Array:
     if pieces == 1:
         return x
     check_length(x.shape[1], mesh)
+    if x.shape[0] % split_of_rows(mesh):
+        raise UserError(
+            f"{x.shape[0]} rows do not divide over {split_of_rows(mesh)} devices, as rows in "
+            "pieces (mesh.context above 1) must"
+        )
     groups, rows, size = _shape(*x.shape[:2], mesh)
     chunks = x.reshape(groups, rows, 2 * pieces, size, *x.shape[2:])
     paired = chunks[:, :, order_of(pieces)].reshape(groups, rows, pieces, 2 * size, *x.shape[2:])
@@ -66,7 +71,6 @@ def _shape(rows: int, length: int, mesh: Mesh) -> tuple[int, int, int]:
     """(groups of rows, rows of each, tokens of a chunk): a group's pieces lie together, so that
     cutting moves nothing between the devices that hold different rows."""
     groups = split_of_rows(mesh)
-    groups = groups if rows % groups == 0 else 1
     return groups, rows // groups, length // (2 * pieces_of(mesh))
 
 

@@ -118,6 +118,7 @@ def make_generator(
                 missing = (0, together - len(numbers))  # the last comes again, into the same row
                 at, places = (np.pad(one, missing, "edge") for one in (at, places))
                 state = _place(*state, *group, at, places)
+                del group
             idle = int((writes < 0).sum())
             if not ahead and count >= 2 * FEWEST and 2 * idle >= count:
                 count //= 2
@@ -212,14 +213,16 @@ class Ahead:
     def take(self, count: int) -> tuple[list[int], tuple[Rows, Cache], np.ndarray]:
         """(numbers, group, their places in it) of the next prompts, `count` or fewer."""
         if self._next == len(self._numbers):
-            self._group = None  # its memory is free before the next is read
             length = self._waiting.next_length
             size = max(1, min(self._most, READ // length))
             self._numbers, self._next = self._waiting.take(size), 0
             self._group = self._read(size, self._numbers, length)
         places = np.arange(self._next, min(self._next + count, len(self._numbers)))
         self._next += len(places)
-        return [self._numbers[place] for place in places], self._group, places
+        group = self._group
+        if self._next == len(self._numbers):
+            self._group = None  # nothing holds it while the next is read
+        return [self._numbers[place] for place in places], group, places
 
 
 def _group(

@@ -64,7 +64,8 @@ def make_mesh(
     size and needs fewer. Over several slices only `data` is divided: each slice holds all of the
     model. Raises `UserError` where they do not fit."""
     devices = jax.devices() if devices is None else devices
-    sizes = [getattr(config, axis) for axis in MESH_AXES]
+    given = [getattr(config, axis) for axis in MESH_AXES]
+    sizes = list(given)
     for axis, size in zip(MESH_AXES, sizes, strict=True):
         if size < 1 and size != -1:
             raise UserError(f"mesh.{axis} must be at least 1, or -1 for what is left, not {size}")
@@ -73,8 +74,9 @@ def make_mesh(
     known = math.prod(size for size in sizes if size != -1)
     if -1 in sizes:
         sizes[sizes.index(-1)] = max(len(devices) // known, 1)
-    else:
-        devices = devices[: math.prod(sizes)]  # a mesh that is spelt out may leave devices idle
+    some = -1 not in given and math.prod(sizes) < len(devices)
+    if some:  # a mesh that is spelt out may leave devices idle
+        devices = devices[: math.prod(sizes)]
     if math.prod(sizes) != len(devices):
         shape = " x ".join(f"{a} {s}" for a, s in zip(MESH_AXES, sizes, strict=True))
         raise UserError(f"a mesh of {shape} does not fit {len(devices)} devices")
@@ -87,13 +89,16 @@ def make_mesh(
             f"mesh.data = {sizes[0]} does not divide over {len(slices)} slices of {lengths} devices"
         )
     within = (sizes[0] // len(slices), *sizes[1:])
-    grid = np.concatenate([_grid(one, within) for _, one in sorted(slices.items())])
+    grid = np.concatenate([_grid(one, within, some) for _, one in sorted(slices.items())])
     # Auto: Linen's constraints and GSPMD's propagation expect it; make_mesh's default is Explicit.
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
-def _grid(devices: list, sizes: tuple[int, ...]) -> np.ndarray:
-    """Devices of one slice in this shape, along a TPU's links where they have some."""
+def _grid(devices: list, sizes: tuple[int, ...], some: bool) -> np.ndarray:
+    """Devices of one slice in this shape, along a TPU's links where they have some; `some` of a
+    machine's devices may lie anyhow."""
+    if some:
+        return np.asarray(devices).reshape(sizes)
     return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
 
 
@@ -133,6 +138,12 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def platform_of(mesh: Mesh | None) -> str:
+    """What a program for the mesh runs on: cpu, gpu or tpu. A program for another machine may be
+    compiled here, so its devices count, where there is a mesh."""
+    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
 
 
 def _parts(name: str, mesh: Mesh | None) -> int:

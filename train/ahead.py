@@ -14,11 +14,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from ..errors import UserError
-from ..model import batch_sharding, check_mesh, make_apply, replicated
-from ..model.pieces import check_length
+from ..model import batch_sharding, check_length, check_mesh, make_apply, replicated
 from .config import StageConfig
 from .layout import make_layout
-from .losses import lm_loss
+from .losses import language_loss
 from .optimizer import make_optimizer
 from .step import make_step
 from .terms import Loss
@@ -62,7 +61,8 @@ def lower_step(config: StageConfig, mesh: Mesh, loss: Loss | None = None) -> jax
 
     loss: None is the language model's. Raises `UserError` where config and mesh do not fit.
     """
-    check_mesh(config.model.heads, config.batch // config.accumulation, mesh)
+    rows, model = config.batch // config.accumulation, config.model
+    check_mesh(model.heads, rows, mesh, model.experts)
     check_length(config.row_length, mesh)
     execution = config.execution
     if execution.scan is None:
@@ -75,7 +75,7 @@ def lower_step(config: StageConfig, mesh: Mesh, loss: Loss | None = None) -> jax
         mesh,
     )
     step = make_step(
-        loss or lm_loss(config.z_loss),
+        loss or language_loss(config),
         make_apply(config.model, execution, mesh),
         layout.optimizer,
         accumulation=config.accumulation,

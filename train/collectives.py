@@ -21,6 +21,11 @@ BYTES = {
     "pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "f16": 2, "bf16": 2,
     "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8,
 }  # fmt: skip
+# Computations that a line calls; of a conditional's branches each is taken to run.
+CALLED = (
+    r"(?:calls|to_apply|called_computations|branch_computations|true_computation|"
+    r"false_computation)=(?:\{([^}]*)\}|%?([^\s,}]+))"
+)
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 
@@ -108,8 +113,8 @@ def _times(text: str, parts: dict[str, list[str]]) -> dict[str, int]:
             if loop:
                 waiting.append((loop.group(2), count * _trips(parts[loop.group(1)])))
                 continue
-            for called in re.findall(r"(?:calls|to_apply|branch_computations)=\{?([^},]+)", line):
-                waiting += [(one.strip().lstrip("%"), count) for one in called.split(",")]
+            for several, one in re.findall(CALLED, line):
+                waiting += [(n.strip().lstrip("%"), count) for n in (several or one).split(",")]
     return times
 
 

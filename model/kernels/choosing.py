@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from ...errors import UserError
 from ..execution import Execution
+from ..sharding import platform_of
 
 Obstacle = Callable[[], str | None]
 """What keeps the compiled library from this machine."""
@@ -58,7 +59,7 @@ def chosen(
     which is said once where it was `auto`."""
     requested = getattr(execution, setting)
     devices = 1 if mesh is None else mesh.size
-    name, reason = choice(requested, jax.default_backend(), dtype, devices)
+    name, reason = choice(requested, platform_of(mesh), dtype, devices)
     if requested == "auto":
         say(f"{setting}: {name} ({reason})")
     return replace(execution, **{setting: name})

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 
-from ...errors import UserError
 from ..sharding import RULES
 from .plain import MASKED
 
@@ -34,9 +33,8 @@ def context_attention(
     """Causal attention of pieces of rows, as `pieces.cut` makes them: query [P, t, heads, D], key
     and value [P, t, kv_heads, D], segment_ids i32[P, t] or None -> [P, t, heads, D].
 
-    Raises `UserError` where the mesh splits the heads unevenly.
+    The mesh divides pieces and heads evenly: see `why_uneven` in attention.py.
     """
-    check_heads(key.shape[2], mesh.shape["tensor"])
     if segment_ids is None:
         segment_ids = jnp.zeros(query.shape[:2], jnp.int32)
     heads = PartitionSpec(RULES["batch"], None, "tensor", None)
@@ -47,15 +45,6 @@ def context_attention(
         out_specs=heads,
         check_vma=False,
     )(query, key, value, segment_ids)
-
-
-def check_heads(kv_heads: int, tensor: int) -> None:
-    """`UserError` where devices would hold queries without their keys."""
-    if kv_heads % tensor:
-        raise UserError(
-            f"mesh.tensor = {tensor} does not divide the {kv_heads} heads of keys and values, as "
-            "this attention needs"
-        )
 
 
 def whole_row(x: Array) -> Array:

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ..pieces import order_of
 from ..sharding import RULES
-from .context import AXIS, check_heads, whole_row
+from .context import AXIS, whole_row
 
 LANES = 128  # of a vector unit: tokens of a block and elements of a head are multiples of it
 LARGEST_BLOCK = 512
@@ -48,7 +48,6 @@ def splash_attention(
     `pieces.cut`. interpret: compute it without a TPU, slowly."""
     rows, length, heads, dim = query.shape
     shards = 1 if mesh is None else mesh.shape["tensor"]
-    check_heads(key.shape[2], shards)
     kernel = _kernel(length * pieces, heads, window, pieces, shards, interpret)
     if segment_ids is None:
         segment_ids = jnp.zeros((rows, length), jnp.int32)

@@ -19,6 +19,7 @@ from aludel.model import (
     make_generator,
     make_sampler,
     pad_prompts,
+    refill,
     truncate,
 )
 from aludel.model.decoding import noise_of, prefill, step
@@ -247,6 +248,23 @@ def test_refilled_rows_write_what_one_batch_does(family, scan):
     np.testing.assert_array_equal(got.length, want.length)
     np.testing.assert_array_equal(got.stopped, want.stopped)
     np.testing.assert_allclose(got.logp, want.logp, atol=2e-5)
+
+
+def test_rows_are_refilled_several_at_a_time(monkeypatch):
+    """More prompts than rows, read in groups that some lengths do not fill, seated three at a
+    time."""
+    monkeypatch.setattr(refill, "READ", 128)
+    config, execution, params = _model()
+    sampling = SamplingConfig(max_tokens=6, temperature=0.9, stop=(3,))
+    prompts = [_random_prompt(number) for number in range(59)]
+    limits, key = np.arange(59) % 7, jax.random.key(6)
+    with jax.default_matmul_precision("highest"):
+        sample = make_sampler(config, sampling, execution)
+        want = sample(params, *pad_prompts(prompts), key, limits)
+        generate = make_generator(config, sampling, execution, rows=3 * refill.SHARE)
+        got = generate(params, prompts, key, limits)
+    np.testing.assert_array_equal(got.tokens, want.tokens)
+    np.testing.assert_array_equal(got.length, want.length)
 
 
 @pytest.mark.parametrize("family, scan", cases(("modern", False)))

@@ -11,8 +11,8 @@ from aludel.train.config import PretrainConfig
 
 LAYERS, WIDTH, MLP, VOCAB, ROWS, LENGTH, HEADS, KV_HEADS = 4, 256, 704, 512, 16, 256, 8, 4
 FLOAT = 4
-# Norms' scales, sums of the loss and of gradients' squares: a few thousand numbers.
 ROOM = 1.1
+SUMS = 100_000  # bytes of norms' scales, the loss's terms by row, sums of gradients' squares
 
 
 def _config(mesh: MeshConfig) -> PretrainConfig:
@@ -96,8 +96,8 @@ def test_a_step_moves_little_more_than_it_must(config):
     mesh = make_mesh(config)
     found = collectives_of(partitioned(lower_step(_config(config), mesh)), mesh)
     moved, least = _by_purpose(found), _least(config)
-    assert sum(moved.values()) <= ROOM * sum(least.values())
     for axis, bytes_moved in moved.items():
+        assert bytes_moved <= ROOM * least[axis] + SUMS, f"{axis}: {bytes_moved / least[axis]:.2f}"
         assert bytes_moved >= 0.95 * least[axis], f"{axis}: less than can be"
     stack = LAYERS * WIDTH * WIDTH * FLOAT
     gathered = [one for one in found if one.kind == "all-gather" and "fsdp" in one.axes]
@@ -119,8 +119,17 @@ TEXT = """HloModule one
   ROOT %less = pred[] compare(%x, %constant.1), direction=LT
 }
 
+%one (x: f32[8]) -> f32[8] {
+  %x = f32[8]{0} parameter(0)
+}
+
+%other (x: f32[8]) -> f32[8] {
+  %all-to-all.1 = f32[8]{0} all-to-all(%x), replica_groups={{0,1},{2,3},{4,5},{6,7}}
+}
+
 ENTRY %main (p: f32[8]) -> f32[8] {
   %while = f32[8]{0} while(%p), condition=%condition, body=%body
+  %conditional = f32[8]{0} conditional(%p, %p, %p), branch_computations={%one, %other}
   %all-reduce.1 = f32[16]{0} all-reduce(%while), replica_groups=[4,2]<=[8], to_apply=%add
   %reshape.1 = f32[4,4]{1,0} reshape(%all-reduce.1)
   %dynamic-slice.1 = f32[2,4]{1,0} dynamic-slice(%reshape.1, %p), dynamic_slice_sizes={2,4}
@@ -137,6 +146,7 @@ def test_exchanges_are_read_from_the_text():
     mesh = Mesh(grid.devices.reshape(2, 2, 2), ("data", "fsdp", "tensor"))
     assert collectives_of(TEXT, mesh) == [
         Collective("all-gather", ("data",), 2, 64 * 2 * 4, 5),
+        Collective("all-to-all", ("tensor",), 2, 8 * 4, 1),
         Collective("reduce-scatter", ("tensor",), 2, 16 * 4, 1),
         Collective("all-reduce", ("data",), 2, 20 * 2, 1),
         Collective("reduce-scatter", ("data", "fsdp"), 4, 2 * 4 * 4, 1),
