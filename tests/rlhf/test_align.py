@@ -112,7 +112,7 @@ def test_the_score_rises(tuned, prompts, rewards, tmp_path):
     assert texts[0].startswith("say\n")
 
 
-@pytest.mark.parametrize("divided", [True, False])
+@pytest.mark.parametrize("divided", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_it_goes_on_exactly_where_it_was(tuned, prompts, rewards, tmp_path, divided):
     text = tmp_path / "text.txt"
     text.write_text("yes no " * 300)
@@ -216,6 +216,7 @@ def test_rewards_are_added_up_by_their_weights(tuned, prompts, rewards, tmp_path
     assert digests["reward_fn"] == digests["reward_fn-2"]
 
 
+@pytest.mark.slow
 def test_what_is_not_trained_may_be_kept_in_bfloat16(tuned, prompts, rewards, tmp_path):
     """The KL to a rounded reference is not quite 0 at first, and small; the answers are the same;
     held-out answers stand in the report with their scores."""

@@ -101,7 +101,7 @@ SPLITS = {
     "fsdp2 expert2 tensor2": (MeshConfig(data=1, fsdp=2, expert=2, tensor=2), 1),
 }
 TRIED = [
-    (name, split)
+    pytest.param(name, split, marks=pytest.mark.slow if "experts" in name else ())
     for name in CASES
     for split in SPLITS
     if split != PIECES and ("experts" in name) == ("expert" in split)

@@ -183,6 +183,7 @@ def test_full_disk_is_an_error_and_harms_nothing(tmp_path):
     assert [line["step"] for line in runs.metrics(out)] == list(range(9))
 
 
+@pytest.mark.slow
 def test_another_mesh_and_scanned_layers_go_on_with_the_same_losses(tmp_path):
     text = runs.write_text(tmp_path)
     plain, moved = tmp_path / "plain", tmp_path / "moved"

@@ -221,10 +221,10 @@ WITH_DROPOUT = [
 # Of a mixture of experts, each mesh that divides them, with other axes beside it.
 WITH_EXPERTS = [
     {"mesh": "data2 expert4", "accumulation": 2, "packed": True},
-    {"mesh": "data2 fsdp2 expert2", "scan": True, "remat": "dots"},
-    {"mesh": "fsdp2 expert2 tensor2", "accumulation": 4, "remat": "full"},
 ]
 MORE_WITH_EXPERTS = [
+    {"mesh": "data2 fsdp2 expert2", "scan": True, "remat": "dots"},
+    {"mesh": "fsdp2 expert2 tensor2", "accumulation": 4, "remat": "full"},
     {"mesh": "data4 tensor2", "packed": True, "scan": True},
     {"mesh": "expert4 tensor2", "scan": True},
     {"mesh": "data4 expert2", "accumulation": 4, "scan": True, "remat": "full"},

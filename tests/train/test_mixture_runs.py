@@ -13,6 +13,7 @@ EXPERTS = ["--model.experts", "4", "--model.mlp-width", "8", "--eval-every", "3"
 DIVIDED = ["--mesh.data", "1", "--mesh.expert", "4"]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_its_experts_divided(tmp_path):
     text = runs.write_text(tmp_path)
     alone, divided = tmp_path / "alone", tmp_path / "divided"

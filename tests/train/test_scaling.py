@@ -173,6 +173,7 @@ def test_a_power_law_with_what_stays(rows):
         assert np.abs(found / true - 1).max() < 1e-5
 
 
+@pytest.mark.slow
 def test_repeated_tokens_are_worth_what_they_were():
     """The constants of Muennighoff et al. 2023 are found again in runs made by them."""
     random = np.random.default_rng(0)
@@ -328,6 +329,7 @@ def test_an_irreducible_loss_above_the_losses_is_refused():
         fit_parametric(isoflop_runs(0.0, 0), irreducible=5.0, resamples=0)
 
 
+@pytest.mark.slow
 def test_runs_that_repeat_are_fitted_apart(tmp_path):
     """The law comes from the others, and what repetition costs from these."""
     random = np.random.default_rng(0)

@@ -277,6 +277,7 @@ def test_killed_and_run_again_nothing_is_done_twice_and_nothing_is_missing(
         assert runs.exact(out / path.name) == runs.exact(path)
 
 
+@pytest.mark.slow
 def test_two_shards_give_what_one_machine_gives(sweep, undisturbed, tmp_path):
     out = tmp_path / "runs"
     processes = [

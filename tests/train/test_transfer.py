@@ -28,6 +28,7 @@ def moved(optimizer: OptimizerConfig, begin: dict, widths: tuple[int, ...]) -> l
     return [slopes(widths, coordinates(kind, optimizer, widths, rows=32)) for kind in kinds]
 
 
+@pytest.mark.slow
 def test_activations_move_alike_at_every_width_only_where_rates_carry_over():
     flat, steep = moved(ADAM, {"zero_init": True}, (32, 128))
     assert all(abs(slope) < 0.2 for slope in flat.values()), flat
