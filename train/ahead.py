@@ -47,10 +47,14 @@ def topology(name: str) -> list[jax.Device]:
 
     # There is no TPU to be asked: without these the compiler looks for one, and complains.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip can be fought over
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", ACCELERATOR)
     try:
-        return topologies.get_topology_desc(topology_name=name, platform="tpu").devices
+        about = {"topology_name": name, "platform": "tpu"}
+        if name.startswith("v4:"):  # both cores of a chip as one device, as on a machine with one
+            about["chip_config_name"] = "megacore"
+        return topologies.get_topology_desc(**about).devices
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"no TPU topology {name!r}: {reason}") from None
