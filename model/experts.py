@@ -18,7 +18,7 @@ from .config import GATED, DecoderConfig
 from .grouped import block_of, mixture
 from .layers import Linear, Weights, output_init
 from .router import ROUTER, choose_experts
-from .sharding import check_experts, constrain, mesh_spec
+from .sharding import check_experts, constrain, mesh_spec, platform_of
 
 
 class Experts(nn.Module):
@@ -47,7 +47,7 @@ class Experts(nn.Module):
         into, out = jax.tree.map(lambda w: w.astype(x.dtype), (into, down(c.size_of_mlp)))
         about = (x, weights, chosen, into, out, c.activation)
         if self.mesh is None or self.mesh.size == 1:
-            return _mixture(*about)
+            return _mixture(*about, platform_of(self.mesh))
         return _on_mesh(*about, self.mesh)
 
 
@@ -58,10 +58,11 @@ def _mixture(
     into: tuple[Weights, ...],
     out: Weights,
     activation: str,
+    platform: str,
 ) -> Array:
-    """`mixture` of tokens with leading axes."""
+    """`mixture` of tokens with leading axes, for this platform."""
     count = chosen.shape[-1]
-    block = block_of(chosen.size, len(out[0]))
+    block = block_of(chosen.size, len(out[0]), platform)
     flat = (x.reshape(-1, x.shape[-1]), weights.reshape(-1, count), chosen.reshape(-1, count))
     return mixture(*flat, into, out, activation, block).reshape(x.shape)
 
@@ -116,7 +117,7 @@ def _on_mesh(
         kernel, bias = out
         if bias is not None and down[1]:  # once, of the devices that share a hidden width
             bias = bias / jax.lax.axis_size(down[1])
-        y = _mixture(x, weights, chosen, into, (kernel, bias), activation)
+        y = _mixture(x, weights, chosen, into, (kernel, bias), activation, platform_of(mesh))
         if gathered:
             y = jax.lax.psum_scatter(y, "expert", scatter_dimension=0, tiled=True)
         rest = tuple(axis for axis in summed if not (gathered and axis == "expert"))

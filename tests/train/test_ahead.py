@@ -89,10 +89,17 @@ def test_splash_attention_compiles_for_every_tpu(name, context):
 
 @needs_libtpu
 @pytest.mark.slow
-def test_a_step_of_gpt3_compiles_for_its_pod_and_fits():
-    """Of 175 billion parameters on 1,024 chips of 95 GiB."""
-    config = named("gpt3-175b")
+@pytest.mark.parametrize(
+    "name, topology, mesh, accumulation, gib",
+    [
+        ("gpt3-175b", "v5p:8x8x16", MeshConfig(data=1, fsdp=128, tensor=8), 1, 95),
+        ("llama3-70b", "v6e:16x16", MeshConfig(data=1, fsdp=256), 2, 31.25),
+        ("mixtral-8x7b", "v6e:16x16", MeshConfig(data=1, fsdp=32, expert=8), 4, 31.25),
+    ],
+)
+def test_steps_compile_for_their_pods_and_fit(name, topology, mesh, accumulation, gib):
+    config = named(name)
     execution = replace(config.execution, scan=True, remat="full")
-    mesh = make_mesh(MeshConfig(data=1, fsdp=128, tensor=8), ahead.topology("v5p:8x8x16"))
-    lowered = ahead.lower_step(replace(config, execution=execution), mesh)
-    assert ahead.memory_of(lowered.compile()).peak < 95 * 2**30
+    config = replace(config, execution=execution, accumulation=accumulation)
+    lowered = ahead.lower_step(config, make_mesh(mesh, ahead.topology(topology)))
+    assert ahead.memory_of(lowered.compile()).peak < gib * 2**30
