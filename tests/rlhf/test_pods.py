@@ -44,7 +44,7 @@ def material(tmp_path_factory) -> Path:
 def alone(tuned, material, tmp_path_factory) -> Path:
     """The run of one process."""
     folder = tmp_path_factory.mktemp("alone")
-    finished(command(tuned, material, folder / "run"), 1, folder / "job")
+    runs.finished(command(tuned, material, folder / "run"), 1, folder / "job")
     return folder / "run"
 
 
@@ -75,22 +75,15 @@ def check_near(out: Path, expected: Path) -> None:
             assert line[name] == pytest.approx(value, rel=1e-4, abs=1e-5), (line["step"], name)
 
 
-def finished(words: list[str], count: int, folder: Path) -> runs.Job:
-    """A job that came to its end."""
-    job = runs.Job([words] * count, folder)
-    assert job.statuses() == [0] * count, [job.said(number) for number in range(count)]
-    return job
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("count, flags", [(2, []), (4, []), (2, ["--minibatches", "2"])])
 def test_several_processes_are_one_run(tuned, material, alone, tmp_path, count, flags):
     expected = alone
     if flags:
         expected = tmp_path / "alone"
-        finished(command(tuned, material, expected, *flags), 1, tmp_path / "alone-job")
+        runs.finished(command(tuned, material, expected, *flags), 1, tmp_path / "alone-job")
     (material / "calls").unlink()
-    job = finished(command(tuned, material, tmp_path / "run", *flags), count, tmp_path / "job")
+    job = runs.finished(command(tuned, material, tmp_path / "run", *flags), count, tmp_path / "job")
     check_near(tmp_path / "run", expected)
     callers = set((material / "calls").read_text().split())
     assert callers == {str(job.processes[0].pid)}  # the reward is asked once for each answer
@@ -99,7 +92,7 @@ def test_several_processes_are_one_run(tuned, material, alone, tmp_path, count, 
 @pytest.mark.slow
 def test_stopped_and_killed_it_goes_on_exactly(tuned, material, alone, tmp_path):
     whole, out, again = (tmp_path / name for name in ("whole", "run", "again"))
-    finished(command(tuned, material, whole), 2, tmp_path / "whole-job")
+    runs.finished(command(tuned, material, whole), 2, tmp_path / "whole-job")
     words = command(tuned, material, out)
 
     job = runs.Job([words] * 2, tmp_path / "job")
@@ -116,9 +109,9 @@ def test_stopped_and_killed_it_goes_on_exactly(tuned, material, alone, tmp_path)
     assert "process 1 (" in job.said(0) and "lost" in job.said(0)
     shutil.copytree(out, again)
 
-    finished(words, 2, tmp_path / "job-3")
+    runs.finished(words, 2, tmp_path / "job-3")
     assert lines_of(out) == lines_of(whole)
-    finished(command(tuned, material, again), 4, tmp_path / "job-4")
+    runs.finished(command(tuned, material, again), 4, tmp_path / "job-4")
     check_near(again, alone)
 
 
@@ -140,7 +133,7 @@ def test_a_reward_model_of_two_processes_is_that_of_one(tuned, tmp_path):
             *("--data", f"pairs:{data}", "--context", "32", "--batch", "4", "--epochs", "1"),
             *("--tensorboard", "False", "--out", str(out)),
         ]
-        finished(words, count, tmp_path / f"job-{count}")
+        runs.finished(words, count, tmp_path / f"job-{count}")
         found.append(json.loads((out / "normalisation.json").read_text()))
     assert found[0] == pytest.approx(found[1], rel=1e-4)
     check_near(tmp_path / "2", tmp_path / "1")

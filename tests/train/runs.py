@@ -139,3 +139,10 @@ def free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return one.getsockname()[1]
+
+
+def finished(words: list[str], count: int, folder: Path) -> Job:
+    """A job that came to its end."""
+    job = Job([words] * count, folder)
+    assert job.statuses() == [0] * count, [job.said(number) for number in range(count)]
+    return job

@@ -30,7 +30,7 @@ def text(tmp_path_factory) -> Path:
 def alone(tmp_path_factory, text) -> Path:
     """The run of one process."""
     folder = tmp_path_factory.mktemp("alone")
-    finished(runs.command(text, folder / "run", *SAVING), 1, folder / "job")
+    runs.finished(runs.command(text, folder / "run", *SAVING), 1, folder / "job")
     return folder / "run"
 
 
@@ -45,13 +45,6 @@ def check_near(out: Path, expected: Path) -> None:
                 assert line[name] == pytest.approx(other[name], rel=2e-5), (line["step"], name)
 
 
-def finished(words: list[str], count: int, folder: Path) -> runs.Job:
-    """A job that came to its end."""
-    job = runs.Job([words] * count, folder)
-    assert job.statuses() == [0] * count, [job.said(number) for number in range(count)]
-    return job
-
-
 def saved(out: Path, step: int):
     """Whether the checkpoint of a step is there."""
     return lambda: (out / "checkpoints" / str(step)).is_dir()
@@ -60,7 +53,7 @@ def saved(out: Path, step: int):
 @pytest.mark.slow
 def test_two_processes_are_one_run(tmp_path, text, alone):
     out = tmp_path / "run"
-    job = finished(runs.command(text, out, *SAVING), 2, tmp_path / "job")
+    job = runs.finished(runs.command(text, out, *SAVING), 2, tmp_path / "job")
     check_near(out, alone)
     assert {path.name for path in out.iterdir()} == {path.name for path in alone.iterdir()}
     assert job.said(0, "out").rstrip().splitlines()[-1] == str(out)
@@ -74,7 +67,7 @@ def test_four_processes_and_their_meshes(tmp_path, text, alone, sizes):
     out = tmp_path / "run"
     axes = zip(("data", "fsdp", "tensor"), sizes, strict=True)
     flags = [word for axis, size in axes for word in (f"--mesh.{axis}", str(size))]
-    finished(runs.command(text, out, *SAVING, *flags), 4, tmp_path / "job")
+    runs.finished(runs.command(text, out, *SAVING, *flags), 4, tmp_path / "job")
     check_near(out, alone)
 
 
@@ -83,7 +76,7 @@ def test_four_processes_and_their_meshes(tmp_path, text, alone, sizes):
 def test_a_killed_process_ends_the_others_who_go_on_exactly(tmp_path, text, alone, count, killed):
     whole, out = tmp_path / "whole", tmp_path / "run"
     words = runs.command(text, out, *SAVING)
-    finished(runs.command(text, whole, *SAVING), count, tmp_path / "whole-job")
+    runs.finished(runs.command(text, whole, *SAVING), count, tmp_path / "whole-job")
     job = runs.Job([words] * count, tmp_path / "job", lost=LOST)
     job.wait_for(saved(out, 6))
     job.processes[killed].kill()
@@ -99,9 +92,9 @@ def test_a_killed_process_ends_the_others_who_go_on_exactly(tmp_path, text, alon
 
     again = tmp_path / "again"
     shutil.copytree(out, again)
-    finished(words, count, tmp_path / "job-2")
+    runs.finished(words, count, tmp_path / "job-2")
     assert runs.exact(out) == runs.exact(whole)
-    finished(runs.command(text, again, *SAVING), 6 - count, tmp_path / "job-3")
+    runs.finished(runs.command(text, again, *SAVING), 6 - count, tmp_path / "job-3")
     check_near(again, alone)
 
 
