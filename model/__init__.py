@@ -29,6 +29,7 @@ from .sharding import (
     check_rows,
     make_mesh,
     replicated,
+    seen,
 )
 
 __all__ = [
@@ -64,6 +65,7 @@ __all__ = [
     "param_shapes",
     "param_shardings",
     "replicated",
+    "seen",
     "stored_shardings",
     "to_stored",
     "token_scores",

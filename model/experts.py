@@ -18,7 +18,7 @@ from .config import GATED, DecoderConfig
 from .grouped import block_of, mixture
 from .layers import Linear, Weights, output_init
 from .router import ROUTER, choose_experts
-from .sharding import check_experts, constrain, mesh_spec, platform_of
+from .sharding import check_experts, constrain, free_axes, mesh_spec, platform_of, seen
 
 
 class Experts(nn.Module):
@@ -104,7 +104,13 @@ def _on_mesh(
         missing = tuple(axis for axis in used if axis not in _axes(spec))
         return jax.lax.pcast(x, missing, to="varying") if missing else x
 
-    @partial(jax.shard_map, mesh=mesh, in_specs=specs, out_specs=tokens)
+    @partial(
+        jax.shard_map,
+        mesh=seen(mesh),
+        axis_names=set(free_axes(mesh)),
+        in_specs=specs,
+        out_specs=tokens,
+    )
     def add_up(*about):
         x, weights, chosen, into, out = jax.tree.map(varying, about, specs)
         if gathered:

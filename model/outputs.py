@@ -64,7 +64,6 @@ def make_apply(
     if pieces > 1:
         _check_pieces(config)
     gradient = gradient_by(execution.training)
-    split = split_of_tokens(mesh)
 
     def apply(
         params: Mapping,
@@ -136,6 +135,7 @@ def make_apply(
             if temperature is not None:
                 temperature = jnp.repeat(temperature, len(targets) // len(temperature))
                 temperature = jnp.repeat(by_piece(temperature, mesh), shape[-1] // pieces)
+            split = split_of_tokens(mesh)
             scores = token_scores(
                 hidden.reshape(-1, config.width),
                 head_of(params, config),

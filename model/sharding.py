@@ -102,11 +102,31 @@ def _grid(devices: list, sizes: tuple[int, ...], some: bool) -> np.ndarray:
     return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
 
 
+def free_axes(mesh: Mesh) -> tuple[str, ...]:
+    """The axes that are still to be divided along: all, but in a `shard_map` those that it divides.
+    What runs in one sees a single device's share along them."""
+    divided = jax.sharding.get_abstract_mesh().manual_axes
+    return tuple(axis for axis in mesh.axis_names if axis not in divided)
+
+
+def seen(mesh: Mesh) -> Mesh | jax.sharding.AbstractMesh:
+    """The mesh by the name that it has where this is called: in a `shard_map` it is another."""
+    around = jax.sharding.get_abstract_mesh()
+    return around if around.manual_axes else mesh
+
+
+def axes_of(name: str, mesh: Mesh) -> tuple[str, ...]:
+    """The axes of a rule along which there still is something to divide."""
+    free = free_axes(mesh)
+    return tuple(axis for axis in RULES[name] if axis in free)
+
+
 def mesh_spec(names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     """Mesh axes for an array with these logical axes: of a rule's, the first ones that divide."""
 
     def along(name: str | None, size: int) -> tuple[str, ...] | None:
-        axes = tuple(axis for axis in RULES.get(name or "", ()) if mesh.shape[axis] > 1)
+        axes = axes_of(name, mesh) if name in RULES else ()
+        axes = tuple(axis for axis in axes if mesh.shape[axis] > 1)
         while size % math.prod(mesh.shape[axis] for axis in axes):
             axes = axes[:-1]
         return axes or None
@@ -118,7 +138,8 @@ def constrain(x: Array, names: tuple[str | None, ...], mesh: Mesh | None) -> Arr
     """`x`, its logical axes pinned to the mesh (nothing without a mesh or on one device)."""
     if mesh is None or mesh.size == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, mesh_spec(names, x.shape, mesh)))
+    place = NamedSharding(seen(mesh), mesh_spec(names, x.shape, mesh))
+    return jax.lax.with_sharding_constraint(x, place)
 
 
 def tree_shardings(boxed, mesh: Mesh):
@@ -132,7 +153,7 @@ def tree_shardings(boxed, mesh: Mesh):
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows of a batch over the axes that split it."""
-    return NamedSharding(mesh, PartitionSpec(RULES["rows"]))
+    return NamedSharding(seen(mesh), PartitionSpec(axes_of("rows", mesh)))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -147,16 +168,16 @@ def platform_of(mesh: Mesh | None) -> str:
 
 
 def _parts(name: str, mesh: Mesh | None) -> int:
-    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in RULES[name])
+    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in axes_of(name, mesh))
 
 
 def split_of_rows(mesh: Mesh | None) -> int:
-    """Parts that the rows of a batch are divided into."""
+    """Parts that the rows of a batch are to be divided into."""
     return _parts("rows", mesh)
 
 
 def split_of_tokens(mesh: Mesh | None) -> int:
-    """Parts that the tokens of a batch are divided into, where a decoder sees them."""
+    """Parts that the tokens of a batch are to be divided into, where a decoder sees them."""
     return _parts("batch", mesh)
 
 

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ..errors import UserError
-from ..model import batch_sharding, check_rows, replicated
+from ..model import batch_sharding, check_rows, replicated, seen
 from .guard import GuardConfig, GuardState, init_guard, judge
 from .terms import Loss, Term, by_source, checked, figures_of, inverse, mean, scales_of, total
 
@@ -97,7 +97,7 @@ def make_loss_and_grads(
 
     accumulation: number of microbatches, taken by stride so that a sharded batch need not move.
     param_shardings: NamedShardings of params, for gradients to lie like them; None on one device.
-    Terms are those of the whole batch, by row where the loss gives them by row. Raises `UserError`
+    Over the mesh's axis `data` gradients are added up once, behind the last microbatch. Terms are those of the whole batch, by row where the loss gives them by row. Raises `UserError`
     where the rows cannot be split, or the loss does not return terms.
     """
     mesh = None if param_shardings is None else _mesh_of(param_shardings)
@@ -123,20 +123,17 @@ def make_loss_and_grads(
         (value, terms), grads = grad(params, batch, key, factors)
         return value, _like(grads, param_shardings), terms
 
-    def loss_and_grads(params: Any, batch: Batch, key: Array | None):
-        rows = batch.get("loss_mask", jax.tree.leaves(batch)[0]).shape[0]
-        _check_split(rows, accumulation, mesh)
-        batch = {**batch, "row": jnp.arange(rows, dtype=jnp.int32)}
-        if accumulation == 1:
-            return differentiate(params, batch, key, None)
-        factors = weigh(params, batch, key)
-        strided = jax.tree.map(
-            lambda x: x.reshape(rows // accumulation, accumulation, *x.shape[1:]), batch
-        )
+    def accumulate(params, batch, key, factors):
+        """(objective f32[1], gradients, terms [1, microbatches, ...]) of these rows."""
+
+        def strided(x: Array) -> Array:
+            return x.reshape(x.shape[0] // accumulation, accumulation, *x.shape[1:])
+
+        parts = jax.tree.map(strided, batch)
 
         def visit(carry, number):
             value, grads = carry
-            micro = jax.tree.map(lambda x: x[:, number], strided)
+            micro = jax.tree.map(lambda x: x[:, number], parts)
             if mesh is not None:
                 micro = jax.lax.with_sharding_constraint(micro, batch_sharding(mesh))
             more, more_grads, terms = differentiate(params, micro, key, factors)
@@ -146,7 +143,39 @@ def make_loss_and_grads(
         zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
         carry = (jnp.float32(0.0), _like(zeros, param_shardings))
         (value, grads), terms = jax.lax.scan(visit, carry, jnp.arange(accumulation))
-        return value, grads, jax.tree.map(_gathered, terms)
+        return value[None], grads, jax.tree.map(lambda x: x[None], terms)
+
+    def over_data(params, batch, key, factors):
+        """The same, the parts of `data` one behind the other. Left to the compiler, gradients
+        would be reduced over `data` in every microbatch: so each part accumulates its own."""
+
+        def part(params, batch, key, factors):
+            value, grads, terms = accumulate(params, batch, key, factors)
+            return value, jax.lax.psum(grads, "data"), terms
+
+        whole, divided = PartitionSpec(), PartitionSpec("data")
+        run = jax.shard_map(
+            part,
+            mesh=mesh,
+            axis_names={"data"},
+            in_specs=(whole, divided, whole, whole),
+            out_specs=(divided, whole, divided),
+            check_vma=False,  # else each gradient is reduced where it is computed
+        )
+        return run(params, batch, key, factors)
+
+    def loss_and_grads(params: Any, batch: Batch, key: Array | None):
+        rows = batch.get("loss_mask", jax.tree.leaves(batch)[0]).shape[0]
+        _check_split(rows, accumulation, mesh)
+        batch = {**batch, "row": jnp.arange(rows, dtype=jnp.int32)}
+        if accumulation == 1:
+            return differentiate(params, batch, key, None)
+        factors = weigh(params, batch, key)
+        if mesh is None or mesh.shape["data"] == 1:
+            value, grads, terms = accumulate(params, batch, key, factors)
+        else:
+            value, grads, terms = over_data(params, batch, key, factors)
+        return value.sum(), grads, jax.tree.map(_gathered, terms)
 
     return loss_and_grads
 
@@ -170,12 +199,17 @@ def _objective(terms: dict[str, Term], factors: dict[str, Array]) -> Array:
 
 
 def _gathered(x: Array) -> Array:
-    """[microbatches] to their sum; [microbatches, rows of one] to [rows] in the batch's order."""
-    return x.sum() if x.ndim == 1 else x.T.reshape(-1)
+    """[parts, microbatches] to their sum; [parts, microbatches, rows of one] to [rows] in the
+    batch's order."""
+    return x.sum() if x.ndim == 2 else x.swapaxes(1, 2).reshape(-1)
 
 
 def _like(tree: Any, shardings: Any) -> Any:
-    return tree if shardings is None else jax.lax.with_sharding_constraint(tree, shardings)
+    """The tree lying like this, by the name that the mesh has here."""
+    if shardings is None:
+        return tree
+    places = jax.tree.map(lambda place: NamedSharding(seen(place.mesh), place.spec), shardings)
+    return jax.lax.with_sharding_constraint(tree, places)
 
 
 def _check_split(rows: int, accumulation: int, mesh: Mesh | None) -> None:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 
-from ..sharding import RULES
+from ..sharding import axes_of, free_axes, seen
 from .plain import MASKED
 
 AXIS = "context"
@@ -37,11 +37,13 @@ def context_attention(
     """
     if segment_ids is None:
         segment_ids = jnp.zeros(query.shape[:2], jnp.int32)
-    heads = PartitionSpec(RULES["batch"], None, "tensor", None)
+    rows = axes_of("batch", mesh)
+    heads = PartitionSpec(rows, None, "tensor", None)
     return jax.shard_map(
         partial(_on_device, window=window, pieces=pieces),
-        mesh=mesh,
-        in_specs=(heads, heads, heads, PartitionSpec(RULES["batch"], None)),
+        mesh=seen(mesh),
+        axis_names=set(free_axes(mesh)),
+        in_specs=(heads, heads, heads, PartitionSpec(rows, None)),
         out_specs=heads,
         check_vma=False,
     )(query, key, value, segment_ids)

@@ -15,7 +15,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ..pieces import order_of
-from ..sharding import RULES
+from ..sharding import axes_of, free_axes, seen
 from .context import AXIS, whole_row
 
 LANES = 128  # of a vector unit: tokens of a block and elements of a head are multiples of it
@@ -54,15 +54,16 @@ def splash_attention(
     query = query * dim**-0.5
     if mesh is None or mesh.size == 1:
         return _on_device(kernel, query, key, value, segment_ids, pieces)
-    along = PartitionSpec(RULES["batch"], None, "tensor", None)
+    along = PartitionSpec(axes_of("batch", mesh), None, "tensor", None)
     places = NamedSharding(mesh, PartitionSpec("tensor", AXIS))
     return jax.shard_map(
         partial(_on_device, pieces=pieces),
-        mesh=mesh,
+        mesh=seen(mesh),
+        axis_names=set(free_axes(mesh)),
         in_specs=(
             kernel.manual_sharding_spec(places),
             *(along,) * 3,
-            PartitionSpec(RULES["batch"], None),
+            PartitionSpec(axes_of("batch", mesh), None),
         ),
         out_specs=along,
         check_vma=False,

@@ -15,7 +15,7 @@ ROOM = 1.1
 SUMS = 100_000  # bytes of norms' scales, the loss's terms by row, sums of gradients' squares
 
 
-def _config(mesh: MeshConfig) -> PretrainConfig:
+def _config(mesh: MeshConfig, accumulation: int = 1) -> PretrainConfig:
     return PretrainConfig(
         model=DecoderConfig(
             vocab_size=VOCAB,
@@ -30,6 +30,7 @@ def _config(mesh: MeshConfig) -> PretrainConfig:
             tied=False,
         ),
         batch=ROWS,
+        accumulation=accumulation,
         execution=Execution(
             scan=True,
             remat="full",
@@ -39,16 +40,16 @@ def _config(mesh: MeshConfig) -> PretrainConfig:
     )
 
 
-def _least(mesh: MeshConfig) -> dict[tuple[str, ...], float]:
+def _least(mesh: MeshConfig, accumulation: int = 1) -> dict[str, float]:
     """Bytes that each device must send along the axes in one step with full recomputation.
 
     Along fsdp (and context) every matrix is gathered for the forward pass and for the backward one,
-    which computes again, and its gradient is scattered; the lookup's table is gathered once. Along
-    data what is left of the gradients is reduced. Along tensor a block's two inputs are gathered
-    forward, again, and their gradients' two counterparts; its outputs are scattered forward, the
-    first again, and the two inputs' gradients; the last hidden states are gathered once and their
-    gradient scattered. Along context keys and values are gathered twice and their gradients
-    scattered.
+    which computes again, and its gradient is scattered, in every microbatch; the lookup's table is
+    gathered once. Along data what is left of the gradients is reduced, once. Along tensor a
+    block's two inputs are gathered forward, again, and their gradients' two counterparts; its
+    outputs are scattered forward, the first again, and the two inputs' gradients; the last hidden
+    states are gathered once and their gradient scattered. Along context keys and values are
+    gathered twice and their gradients scattered.
     """
     shards = mesh.fsdp * mesh.context
     head = WIDTH // HEADS
@@ -60,7 +61,7 @@ def _least(mesh: MeshConfig) -> dict[tuple[str, ...], float]:
 
     rows = ROWS / (mesh.data * mesh.fsdp)
     least = {"data": 0.0, "fsdp": 0.0, "tensor": 0.0, "context": 0.0}
-    matrices = 3 * LAYERS * block + (2 + 3) * table
+    matrices = accumulation * (3 * LAYERS * block + (2 + 3) * table)
     least["fsdp"] = FLOAT * matrices / mesh.tensor * share(shards)
     gradients = (LAYERS * block + 2 * table) / (shards * mesh.tensor)
     least["data"] = 2 * FLOAT * gradients * share(mesh.data)
@@ -83,25 +84,29 @@ def _by_purpose(found: list[Collective]) -> dict[str, float]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "config",
+    "config, accumulation",
     [
-        MeshConfig(data=1, fsdp=8),
-        MeshConfig(data=2, fsdp=4),
-        MeshConfig(data=1, fsdp=2, tensor=4),
-        MeshConfig(data=1, fsdp=4, context=2),
+        (MeshConfig(data=1, fsdp=8), 1),
+        (MeshConfig(data=2, fsdp=4), 1),
+        (MeshConfig(data=8), 2),
+        (MeshConfig(data=2, fsdp=4), 2),
+        (MeshConfig(data=2, fsdp=2, tensor=2), 2),
+        (MeshConfig(data=1, fsdp=2, tensor=4), 1),
+        (MeshConfig(data=1, fsdp=4, context=2), 1),
     ],
     ids=str,
 )
-def test_a_step_moves_little_more_than_it_must(config):
+def test_a_step_moves_little_more_than_it_must(config, accumulation):
     mesh = make_mesh(config)
-    found = collectives_of(partitioned(lower_step(_config(config), mesh)), mesh)
-    moved, least = _by_purpose(found), _least(config)
+    found = collectives_of(partitioned(lower_step(_config(config, accumulation), mesh)), mesh)
+    moved, least = _by_purpose(found), _least(config, accumulation)
     for axis, bytes_moved in moved.items():
         assert bytes_moved <= ROOM * least[axis] + SUMS, f"{axis}: {bytes_moved / least[axis]:.2f}"
         assert bytes_moved >= 0.95 * least[axis], f"{axis}: less than can be"
     stack = LAYERS * WIDTH * WIDTH * FLOAT
     gathered = [one for one in found if one.kind == "all-gather" and "fsdp" in one.axes]
-    assert gathered and all(one.size < stack for one in gathered)
+    assert bool(gathered) == (config.fsdp > 1)
+    assert all(one.size < stack for one in gathered)
 
 
 TEXT = """HloModule one
