@@ -1,4 +1,9 @@
-"""The one exception that stands for a user's mistake."""
+"""The one exception that stands for a user's mistake, and the statuses that a command ends with."""
+
+FAILED = 1  # an error of ours
+MISTAKE = 2  # the user's
+AGAIN = 75  # stopped, and to be gone on with: EX_TEMPFAIL of sysexits.h
+INTERRUPTED = 130  # by SIGINT, as shells say it
 
 
 class UserError(Exception):

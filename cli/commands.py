@@ -8,10 +8,10 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import AGAIN, INTERRUPTED, MISTAKE, UserError
 from ..memory import keep_memory, use_large_pages
 from .data import data
-from .ending import AGAIN, INTERRUPTED, MISTAKE, end, fail, stoppable
+from .ending import end, fail, stoppable
 from .environment import keep_stdout, prepare, tpu_is_there
 from .parsing import Parser, add_probes, taken
 from .scale import scale

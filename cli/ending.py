@@ -6,8 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-MISTAKE, AGAIN, INTERRUPTED = 2, 75, 130
-
 
 def fail(text: str) -> None:
     """One line on stderr."""

@@ -3,9 +3,9 @@ batch that a run has use for."""
 
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import AGAIN, UserError
 from ..memory import keep_memory
-from .ending import AGAIN, stoppable
+from .ending import stoppable
 from .parsing import Parser, add_probes, subcommand, taken
 from .settings import find_config
 

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from .attention import attention
 from .config import GATED, DecoderConfig
+from .embedding import lookup
 from .execution import DEFAULT, Execution
 from .experts import Experts
 from .kernels import (
@@ -327,12 +328,13 @@ class Decoder(nn.Module):
             start = 0 if cache is None else cache.filled[:, None]
             positions = jnp.broadcast_to(start + jnp.arange(length), (rows, length))
         init = _normal(c.embedding_init_std)
-        table = Table(c.vocab_size, c.width, ("vocab", "embed"), init, name="embed")()
-        # Whole vectors before the lookup: a gather of fractions of them would be replicated.
-        x = constrain(table.astype(c.dtype), ("vocab", "width"), self.mesh)[tokens]
+        names = ("vocab", "embed")
+        table = Table(c.vocab_size, c.width, names, init, name="embed")()
+        x = lookup(table.astype(c.dtype), names, tokens, self.mesh)
         if c.position == "learned":
-            learned = Table(c.context, c.width, ("position", "embed"), init, name="position")()
-            x = x + learned.astype(c.dtype)[positions]
+            names = ("position", "embed")
+            learned = Table(c.context, c.width, names, init, name="position")()
+            x = x + lookup(learned.astype(c.dtype), names, positions, self.mesh)
         if c.embedding_norm:
             x = norm_of(c, kernels, "embedding_norm")(x)
         x = dropout(x, row_keys, 0, c.dropout)

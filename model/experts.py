@@ -2,8 +2,8 @@
 
 Over a mesh, the experts are divided over its axis `expert`, and so are the rows of the batch: the
 devices that share a set of experts gather each other's tokens, each computes what its own experts
-add, and the sums are scattered back. Nothing has a capacity, so nothing is dropped and no result
-hangs on how tokens lie.
+add, and the sums are scattered back; likewise over `tensor`, which divides each expert. Nothing has
+a capacity, so nothing is dropped and no result hangs on how tokens lie.
 """
 
 from functools import partial
@@ -18,7 +18,7 @@ from .config import GATED, DecoderConfig
 from .grouped import block_of, mixture
 from .layers import Linear, Weights, output_init
 from .router import ROUTER, choose_experts
-from .sharding import check_experts, constrain, free_axes, mesh_spec, platform_of, seen
+from .sharding import check_experts, free_axes, mesh_spec, named_in, platform_of, seen, varying
 
 
 class Experts(nn.Module):
@@ -31,7 +31,6 @@ class Experts(nn.Module):
     def __call__(self, x: Array) -> Array:
         """[B, T, width] of x [B, T, width]; the router computes in float32."""
         c = self.config
-        x = constrain(x, ("batch", "length", "width"), self.mesh)
         init = nn.initializers.normal(c.deviation(c.width))
         router, _ = Linear(c.experts, ("embed", "router"), False, init, name="router")(c.width)
         flat = x.reshape(-1, c.width).astype(jnp.float32)
@@ -78,13 +77,12 @@ def _on_mesh(
 ) -> Array:
     """The same of arrays that lie on a mesh. `UserError` where it does not divide the experts."""
     check_experts(len(out[0]), mesh)
-    tokens = mesh_spec(("batch", "length", "width"), x.shape, mesh)
-    # Matrices are gathered over `fsdp` on the way in; in their hidden width they stay divided.
+    tokens = mesh_spec(("batch", "sequence", "width"), x.shape, mesh)
     up, down = (
         mesh_spec(names, kernel.shape, mesh)
         for names, kernel in (
-            (("expert", None, "mlp"), into[0][0]),
-            (("expert", "mlp", None), out[0]),
+            (("expert", "embed", "mlp"), into[0][0]),
+            (("expert", "mlp", "embed"), out[0]),
         )
     )
     bias = out[1] is not None
@@ -93,16 +91,18 @@ def _on_mesh(
         tuple((up, PartitionSpec(up[0], up[2]) if bias else None) for _ in into),
         (down, PartitionSpec(down[0]) if bias else None),
     )
-    # What a device adds is part of the sum over the axes that divide the matrices.
-    summed = _axes(down)
-    used = tuple(dict.fromkeys(_axes(tokens) + summed))
-    gathered = "expert" in _axes(tokens)
+    # What a device adds is part of the sum over the axes that divide experts and hidden widths.
+    summed = named_in(down[:2])
+    used = tuple(dict.fromkeys(named_in(tokens) + named_in(down)))
+    # Of tokens, a device needs those of all who share its experts, or a part of each.
+    shared = [(axis, dim) for dim in (1, 0) for axis in named_in(tokens[dim : dim + 1])]
+    shared = [(axis, dim) for axis, dim in shared if axis in ("expert", "tensor")]
 
-    def varying(x: Array, spec: PartitionSpec) -> Array:
-        """`x` as what differs from device to device: its gradient is added up over the axes along
-        which it does not."""
-        missing = tuple(axis for axis in used if axis not in _axes(spec))
-        return jax.lax.pcast(x, missing, to="varying") if missing else x
+    def whole(weights: Weights, dim: int, spec: PartitionSpec) -> Weights:
+        """Matrices in their whole `width`, which is their dimension `dim`."""
+        kernel, bias = weights
+        axes = named_in(spec[dim : dim + 1])
+        return (jax.lax.all_gather(kernel, axes, axis=dim, tiled=True) if axes else kernel), bias
 
     @partial(
         jax.shard_map,
@@ -112,11 +112,13 @@ def _on_mesh(
         out_specs=tokens,
     )
     def add_up(*about):
-        x, weights, chosen, into, out = jax.tree.map(varying, about, specs)
-        if gathered:
+        x, weights, chosen, into, out = jax.tree.map(
+            lambda x, spec: varying(x, spec, used), about, specs
+        )
+        into, out = tuple(whole(one, 1, up) for one in into), whole(out, 2, down)
+        for axis, dim in shared:
             x, weights, chosen = (
-                jax.lax.all_gather(one, "expert", axis=0, tiled=True)
-                for one in (x, weights, chosen)
+                jax.lax.all_gather(one, axis, axis=dim, tiled=True) for one in (x, weights, chosen)
             )
         if mesh.shape["expert"] > 1:
             chosen = chosen - jax.lax.axis_index("expert") * len(out[0])
@@ -124,15 +126,9 @@ def _on_mesh(
         if bias is not None and down[1]:  # once, of the devices that share a hidden width
             bias = bias / jax.lax.axis_size(down[1])
         y = _mixture(x, weights, chosen, into, (kernel, bias), activation, platform_of(mesh))
-        if gathered:
-            y = jax.lax.psum_scatter(y, "expert", scatter_dimension=0, tiled=True)
-        rest = tuple(axis for axis in summed if not (gathered and axis == "expert"))
+        for axis, dim in reversed(shared):
+            y = jax.lax.psum_scatter(y, axis, scatter_dimension=dim, tiled=True)
+        rest = tuple(axis for axis in summed if axis not in dict(shared))
         return jax.lax.psum(y, rest) if rest else y
 
     return add_up(x, weights, chosen, into, out)
-
-
-def _axes(spec: PartitionSpec) -> tuple[str, ...]:
-    """The mesh axes that it names."""
-    each = (part if isinstance(part, tuple) else (part,) for part in spec if part)
-    return tuple(axis for axes in each for axis in axes)

@@ -1,7 +1,7 @@
 """Logical axis names to mesh axes: the one table, and the shardings that follow from it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import jax
@@ -140,6 +140,19 @@ def constrain(x: Array, names: tuple[str | None, ...], mesh: Mesh | None) -> Arr
         return x
     place = NamedSharding(seen(mesh), mesh_spec(names, x.shape, mesh))
     return jax.lax.with_sharding_constraint(x, place)
+
+
+def named_in(spec: Iterable) -> tuple[str, ...]:
+    """The mesh axes that a spec names."""
+    each = (part if isinstance(part, tuple) else (part,) for part in spec if part)
+    return tuple(axis for axes in each for axis in axes)
+
+
+def varying(x: Array, spec: PartitionSpec, used: tuple[str, ...]) -> Array:
+    """In a `shard_map`, `x` of this spec as what differs along all axes that are used: its gradient
+    is added up over those that the spec does not name."""
+    missing = tuple(axis for axis in used if axis not in named_in(spec))
+    return jax.lax.pcast(x, missing, to="varying") if missing else x
 
 
 def tree_shardings(boxed, mesh: Mesh):

@@ -49,13 +49,19 @@ class Collective(NamedTuple):
 
 def partitioned(lowered: jax.stages.Lowered) -> str:
     """The program's text after partitioning. Compiles it."""
+    return compiled_and_partitioned(lowered)[1]
+
+
+def compiled_and_partitioned(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, str]:
+    """The program compiled, and its text after partitioning."""
     with tempfile.TemporaryDirectory() as folder:
-        options = {"xla_dump_to": folder, "xla_dump_hlo_pass_re": "spmd.*"}
-        lowered.compile(compiler_options=options)
-        found = sorted(Path(folder).glob("*after_spmd-partitioning*.txt"))
+        # The pipelines that partition: of CPUs and GPUs, and of TPUs.
+        options = {"xla_dump_to": folder, "xla_dump_hlo_pass_re": "spmd.*|xla-partitioner"}
+        compiled = lowered.compile(compiler_options=options)
+        found = sorted(Path(folder).glob("*after_*spmd-partitioning*.txt"))
         if not found:
             raise UserError("the compiler wrote no partitioned program: is it for one device?")
-        return found[-1].read_text()
+        return compiled, found[-1].read_text()
 
 
 def moved_by_axis(found: Sequence[Collective]) -> dict[tuple[str, ...], float]:
@@ -149,8 +155,9 @@ def _only_sliced(name: str, lines: list[str]) -> bool:
 def _group(line: str, kind: str) -> list[int]:
     """The numbers of the devices that take part in the first of the exchanges of a line."""
     if kind == "collective-permute":
-        pairs = re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", line)
-        return [int(n) for n in pairs.groups()]
+        pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", line).group(1)
+        ends = [tuple(map(int, pair)) for pair in re.findall(r"\{(\d+),(\d+)", pairs)]
+        return next((list(pair) for pair in ends if pair[0] != pair[1]), [])
     named = re.search(
         r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? "
         r"\{([^}]*)\}",

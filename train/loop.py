@@ -20,7 +20,6 @@ from .journal import Journal
 from .records import Lines
 from .validation import validated, validation_of
 
-AGAIN = 75  # EX_TEMPFAIL of sysexits.h: try again later
 PROFILE_AFTER = 10
 
 

@@ -24,7 +24,7 @@ from jax._src import distributed  # its client has no public name; Orbax takes i
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ..errors import UserError
+from ..errors import MISTAKE, UserError
 
 VARIABLES = {
     "coordinator": "ALUDEL_COORDINATOR",
@@ -36,8 +36,6 @@ START_SECONDS = 300.0  # that processes wait for each other at the start
 MEET_SECONDS = 24 * 3600  # and at the end: one that dies on its way there is noticed before
 ASK_SECONDS = 10  # at a time, while what process 0 is to tell is waited for
 JAX_LOST_SECONDS = 120  # after which JAX's own watch ends the job, should ours have failed
-
-MISTAKE = 2  # the exit status of a user's mistake
 
 _asked = itertools.count()
 
@@ -141,7 +139,8 @@ def _missed(place: Place | None) -> NoReturn:
     )
     print(
         f"aludel: {own}: the others did not all come within {START_SECONDS:.0f} seconds; start "
-        "every process with the same --coordinator, where process 0 can be reached",
+        "every process with the same --coordinator, where process 0 can be reached, or one alone "
+        "with --processes 1",
         file=sys.stderr,
         flush=True,
     )

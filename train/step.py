@@ -97,8 +97,9 @@ def make_loss_and_grads(
 
     accumulation: number of microbatches, taken by stride so that a sharded batch need not move.
     param_shardings: NamedShardings of params, for gradients to lie like them; None on one device.
-    Over the mesh's axis `data` gradients are added up once, behind the last microbatch. Terms are those of the whole batch, by row where the loss gives them by row. Raises `UserError`
-    where the rows cannot be split, or the loss does not return terms.
+    Over the mesh's axis `data` gradients are added up once, behind the last microbatch. Terms are
+    those of the whole batch, by row where the loss gives them by row. Raises `UserError` where the
+    rows cannot be split, or the loss does not return terms.
     """
     mesh = None if param_shardings is None else _mesh_of(param_shardings)
 

@@ -21,10 +21,9 @@ from typing import NoReturn
 
 import jax
 
-from ..errors import UserError
+from ..errors import AGAIN, FAILED, INTERRUPTED, MISTAKE, UserError
 from . import mourner, processes
-from .loop import AGAIN, StoppedError
-from .processes import MISTAKE
+from .loop import StoppedError
 
 BEAT_SECONDS = 3.0
 LOST_SECONDS = 60.0
@@ -32,7 +31,6 @@ LOST_SECONDS = 60.0
 ALUDEL_LOST_SECONDS says, where it is set."""
 LEAST_SECONDS = 20.0  # a watch may itself be held up for some
 GRACE_SECONDS = 6.0  # for those that find the same error themselves, before another's ends them
-FAILED, INTERRUPTED = 1, 130
 BEATS, OVER, LEFT = "aludel/beats", "aludel/over", "aludel/left"
 
 

@@ -8,6 +8,7 @@ from aludel.model import DecoderConfig, Execution, MeshConfig, make_mesh
 from aludel.train.ahead import lower_step
 from aludel.train.collectives import Collective, collectives_of, moved_by_axis, partitioned
 from aludel.train.config import PretrainConfig
+from aludel.train.least import least_moved
 
 LAYERS, WIDTH, MLP, VOCAB, ROWS, LENGTH, HEADS, KV_HEADS = 4, 256, 704, 512, 16, 256, 8, 4
 FLOAT = 4
@@ -15,7 +16,7 @@ ROOM = 1.1
 SUMS = 100_000  # bytes of norms' scales, the loss's terms by row, sums of gradients' squares
 
 
-def _config(mesh: MeshConfig, accumulation: int = 1) -> PretrainConfig:
+def _config(mesh: MeshConfig, accumulation: int = 1, experts: int = 0) -> PretrainConfig:
     return PretrainConfig(
         model=DecoderConfig(
             vocab_size=VOCAB,
@@ -28,6 +29,7 @@ def _config(mesh: MeshConfig, accumulation: int = 1) -> PretrainConfig:
             norm="rmsnorm",
             activation="swiglu",
             tied=False,
+            experts=experts,
         ),
         batch=ROWS,
         accumulation=accumulation,
@@ -40,73 +42,43 @@ def _config(mesh: MeshConfig, accumulation: int = 1) -> PretrainConfig:
     )
 
 
-def _least(mesh: MeshConfig, accumulation: int = 1) -> dict[str, float]:
-    """Bytes that each device must send along the axes in one step with full recomputation.
-
-    Along fsdp (and context) every matrix is gathered for the forward pass and for the backward one,
-    which computes again, and its gradient is scattered, in every microbatch; the lookup's table is
-    gathered once. Along data what is left of the gradients is reduced, once. Along tensor a
-    block's two inputs are gathered forward, again, and their gradients' two counterparts; its
-    outputs are scattered forward, the first again, and the two inputs' gradients; the last hidden
-    states are gathered once and their gradient scattered. Along context keys and values are
-    gathered twice and their gradients scattered.
-    """
-    shards = mesh.fsdp * mesh.context
-    head = WIDTH // HEADS
-    block = WIDTH * head * (2 * HEADS + 2 * KV_HEADS) + 3 * WIDTH * MLP
-    table = VOCAB * WIDTH
-
-    def share(n: int) -> float:
-        return (n - 1) / n
-
-    rows = ROWS / (mesh.data * mesh.fsdp)
-    least = {"data": 0.0, "fsdp": 0.0, "tensor": 0.0, "context": 0.0}
-    matrices = accumulation * (3 * LAYERS * block + (2 + 3) * table)
-    least["fsdp"] = FLOAT * matrices / mesh.tensor * share(shards)
-    gradients = (LAYERS * block + 2 * table) / (shards * mesh.tensor)
-    least["data"] = 2 * FLOAT * gradients * share(mesh.data)
-    hidden = FLOAT * rows * LENGTH / mesh.context * WIDTH
-    least["tensor"] = hidden * ((6 + 5) * LAYERS + 2) * share(mesh.tensor)
-    kept = FLOAT * rows * LENGTH * KV_HEADS * head / mesh.tensor
-    least["context"] = kept * 2 * 3 * LAYERS * share(mesh.context)
-    return least
-
-
 def _by_purpose(found: list[Collective]) -> dict[str, float]:
     """Bytes along each axis; what goes along context together with fsdp is fsdp's, and what goes
     along data with others is data's."""
-    out = dict.fromkeys(("data", "fsdp", "tensor", "context"), 0.0)
+    out = dict.fromkeys(("data", "fsdp", "expert", "tensor", "context"), 0.0)
     for axes, moved in moved_by_axis(found).items():
-        name = next((n for n in ("data", "fsdp", "tensor", "context") if n in axes), None)
-        out[name] += moved
+        out[next(name for name in out if name in axes)] += moved
     return out
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "config, accumulation",
+    "mesh, accumulation, experts",
     [
-        (MeshConfig(data=1, fsdp=8), 1),
-        (MeshConfig(data=2, fsdp=4), 1),
-        (MeshConfig(data=8), 2),
-        (MeshConfig(data=2, fsdp=4), 2),
-        (MeshConfig(data=2, fsdp=2, tensor=2), 2),
-        (MeshConfig(data=1, fsdp=2, tensor=4), 1),
-        (MeshConfig(data=1, fsdp=4, context=2), 1),
+        (MeshConfig(data=1, fsdp=8), 1, 0),
+        (MeshConfig(data=2, fsdp=4), 1, 0),
+        (MeshConfig(data=8), 2, 0),
+        (MeshConfig(data=2, fsdp=4), 2, 0),
+        (MeshConfig(data=2, fsdp=2, tensor=2), 2, 0),
+        (MeshConfig(data=1, fsdp=2, tensor=4), 1, 0),
+        (MeshConfig(data=1, fsdp=4, context=2), 1, 0),
+        (MeshConfig(data=1, fsdp=2, expert=4), 1, 8),
+        (MeshConfig(data=2, expert=4), 2, 8),
     ],
     ids=str,
 )
-def test_a_step_moves_little_more_than_it_must(config, accumulation):
-    mesh = make_mesh(config)
-    found = collectives_of(partitioned(lower_step(_config(config, accumulation), mesh)), mesh)
-    moved, least = _by_purpose(found), _least(config, accumulation)
+def test_a_step_moves_little_more_than_it_must(mesh, accumulation, experts):
+    config, mesh = _config(mesh, accumulation, experts), make_mesh(mesh)
+    found = collectives_of(partitioned(lower_step(config, mesh)), mesh)
+    moved, least = _by_purpose(found), least_moved(config, mesh)
     for axis, bytes_moved in moved.items():
         assert bytes_moved <= ROOM * least[axis] + SUMS, f"{axis}: {bytes_moved / least[axis]:.2f}"
         assert bytes_moved >= 0.95 * least[axis], f"{axis}: less than can be"
-    stack = LAYERS * WIDTH * WIDTH * FLOAT
+    # One layer's largest matrix at a time: no stack of layers, and no activations.
+    largest = FLOAT * WIDTH * MLP * max(1, experts // mesh.shape["expert"])
     gathered = [one for one in found if one.kind == "all-gather" and "fsdp" in one.axes]
-    assert bool(gathered) == (config.fsdp > 1)
-    assert all(one.size < stack for one in gathered)
+    assert bool(gathered) == (mesh.shape["fsdp"] > 1)
+    assert all(one.size <= largest for one in gathered)
 
 
 TEXT = """HloModule one
