@@ -21,15 +21,17 @@ from .parameters import (
 )
 from .pieces import check_length
 from .refill import make_generator
-from .sampling import Samples, make_sampler, pad_prompts
+from .sampling import Samples, make_sampler, pad_prompts, sampling_program
 from .sharding import (
     MeshConfig,
     batch_sharding,
     check_mesh,
     check_rows,
     make_mesh,
+    platform_of,
     replicated,
     seen,
+    split_of_rows,
 )
 
 __all__ = [
@@ -64,8 +66,11 @@ __all__ = [
     "param_growths",
     "param_shapes",
     "param_shardings",
+    "platform_of",
     "replicated",
+    "sampling_program",
     "seen",
+    "split_of_rows",
     "stored_shardings",
     "to_stored",
     "token_scores",

@@ -20,6 +20,7 @@ from .decoder import Cache, Decoder, grow
 from .decoding import Rows, noise_of, prefill, step
 from .execution import DEFAULT, Execution
 from .kernels import for_decoding
+from .sharding import constrain
 from .weights import weights_for
 
 PARTS, SHORTEST_PART = 4, 64
@@ -70,33 +71,8 @@ def make_sampler(
     from `fold_in(fold_in(key, b), t)`; give a fresh key each time.
     """
     execution = for_decoding(execution, config.dtype, mesh)
-    decoder = Decoder(config, execution, mesh)
-    parts = 1 if execution.decoding == "native" else PARTS
-    prepare, ready = weights_for(execution.decoding, config.dtype)
-
-    @jax.jit
-    def run(
-        params: dict, prompts: Array, mask: Array, key: Array, limits: Array, temperature: Array
-    ) -> Samples:
-        count, width = prompts.shape
-        limits = jnp.clip(limits, 0, sampling.max_tokens).astype(jnp.int32)
-        noise = noise_of(key, jnp.arange(count), sampling)
-        sizes = cache_sizes(width, sampling, parts)
-        params = ready(params)
-        about = (noise, limits, jnp.full(count, temperature))
-        rows, cache = prefill(decoder, sampling, params, prompts, mask, *about, sizes[0])
-        for slots in sizes:
-
-            def unfinished(state: tuple[Rows, Cache], slots: int = slots) -> Array:
-                rows, cache = state
-                writing = jnp.where(rows.done, 0, cache.filled).max()
-                return ~rows.done.all() & (writing + sampling.lookup < slots)
-
-            def go_on(state: tuple[Rows, Cache]) -> tuple[Rows, Cache]:
-                return step(decoder, sampling, params, *state)
-
-            rows, cache = jax.lax.while_loop(unfinished, go_on, (rows, grow(cache, slots)))
-        return finished(rows)
+    prepare, _ = weights_for(execution.decoding, config.dtype)
+    run = sampling_program(config, sampling, execution, mesh)
 
     def sample(
         params: dict,
@@ -114,6 +90,45 @@ def make_sampler(
         return run(prepare(params), prompts, mask, key, limits, given)
 
     return sample
+
+
+def sampling_program(
+    config: DecoderConfig, sampling: SamplingConfig, execution: Execution, mesh: Mesh | None
+) -> Callable[..., Samples]:
+    """`run(prepared, prompts, mask, key, limits, temperature) -> Samples`, jitted: what
+    `make_sampler` runs. prepared: the parameters as `weights.laid_out` lays them."""
+    execution = for_decoding(execution, config.dtype, mesh)
+    decoder = Decoder(config, execution, mesh)
+    parts = 1 if execution.decoding == "native" else PARTS
+    _, ready = weights_for(execution.decoding, config.dtype)
+
+    @jax.jit
+    def run(
+        prepared: dict, prompts: Array, mask: Array, key: Array, limits: Array, temperature: Array
+    ) -> Samples:
+        count, width = prompts.shape
+        limits = jnp.clip(limits, 0, sampling.max_tokens).astype(jnp.int32)
+        noise = noise_of(key, jnp.arange(count), sampling)
+        sizes = cache_sizes(width, sampling, parts)
+        params = ready(prepared)
+        about = (noise, limits, jnp.full(count, temperature))
+        rows, cache = prefill(decoder, sampling, params, prompts, mask, *about, sizes[0])
+        for slots in sizes:
+
+            def unfinished(state: tuple[Rows, Cache], slots: int = slots) -> Array:
+                rows, cache = state
+                writing = jnp.where(rows.done, 0, cache.filled).max()
+                return ~rows.done.all() & (writing + sampling.lookup < slots)
+
+            def go_on(state: tuple[Rows, Cache]) -> tuple[Rows, Cache]:
+                return step(decoder, sampling, params, *state)
+
+            rows, cache = jax.lax.while_loop(unfinished, go_on, (rows, grow(cache, slots)))
+        return jax.tree.map(
+            lambda x: constrain(x, ("rows", "length")[: x.ndim], mesh), finished(rows)
+        )
+
+    return run
 
 
 def finished(rows: Rows) -> Samples:

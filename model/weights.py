@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,14 @@ def narrow(params: dict, dtype: str) -> dict:
     return jax.tree_util.tree_map_with_path(one, params)
 
 
+def laid_out(params: dict, decoding: str, dtype: str) -> dict:
+    """`params` as decoding keeps them, where `decoding` was chosen and computes in `dtype`."""
+    if decoding != "native" and dtype == "float32":
+        return params
+    params = narrow(params, dtype)
+    return turn(params) if decoding == "native" else params
+
+
 def weights_for(decoding: str, dtype: str) -> tuple[Callable[[dict], dict], Callable[[dict], dict]]:
     """(prepare, ready), where `decoding` was chosen and computes in `dtype`.
 
@@ -43,12 +52,7 @@ def weights_for(decoding: str, dtype: str) -> tuple[Callable[[dict], dict], Call
     native = decoding == "native"
     if not native and dtype == "float32":
         return (lambda params: params), (lambda prepared: prepared)
-
-    @jax.jit
-    def prepare(params: dict) -> dict:
-        params = narrow(params, dtype)
-        return turn(params) if native else params
-
+    prepare = jax.jit(partial(laid_out, decoding=decoding, dtype=dtype))
     return remember_latest(prepare), turn if native else lambda prepared: prepared
 
 

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from ..data import JINJA, Template, Tokenizer, TrainBatches, eval_prompts, parse_source
 from ..errors import UserError
 from ..model import (
+    Apply,
     Samples,
     SamplingConfig,
     fetched,
@@ -21,6 +22,7 @@ from ..model import (
     make_sampler,
     param_shardings,
 )
+from ..train import Loss
 from ..train.checkpoint import Say
 from ..train.config import PpoConfig, weighted
 from ..train.corpus import open_prompts
@@ -94,10 +96,30 @@ def begin(config: PpoConfig, mesh: Mesh, key: Array) -> tuple[Any, str]:
 
 def sampler_of(config: PpoConfig, template: Template, mesh: Mesh) -> Callable[..., Samples]:
     """What draws the policy's answers."""
-    sampling = SamplingConfig(
-        max_tokens=config.new_tokens, temperature=config.temperature, stop=(template.end,)
+    return make_sampler(config.model, sampling_of(config, template.end), config.execution, mesh)
+
+
+def sampling_of(config: PpoConfig, end: int) -> SamplingConfig:
+    """How the tokens of an answer are chosen. end: the token that ends one."""
+    return SamplingConfig(max_tokens=config.new_tokens, temperature=config.temperature, stop=(end,))
+
+
+def applies_of(config: PpoConfig, mesh: Mesh) -> dict[str, Apply]:
+    """Of policy and critic, as the loss sees them."""
+    return {
+        "policy": make_apply(config.model, config.execution, mesh),
+        "critic": make_apply(config.critic, config.execution, mesh),
+    }
+
+
+def loss_of(config: PpoConfig) -> Loss:
+    """Of both networks."""
+    return ppo_loss(
+        clip=config.clip,
+        value_clip=config.value_clip,
+        ptx=config.ptx,
+        per_token=load_function(config.loss, "--loss") if config.loss else None,
     )
-    return make_sampler(config.model, sampling, config.execution, mesh)
 
 
 class Frozen(NamedTuple):
@@ -130,22 +152,12 @@ def stepper(
     """One iteration: answers are drawn, scored, compared with the reference, and learnt from."""
     config, mesh, template = trained.config, trained.mesh, Template(tokenizer)
     score, reference = trained.frozen
-    apply = {
-        "policy": trained.apply,
-        "critic": make_apply(config.critic, config.execution, mesh),
-    }
-    loss = ppo_loss(
-        clip=config.clip,
-        value_clip=config.value_clip,
-        ptx=config.ptx,
-        per_token=load_function(config.loss, "--loss") if config.loss else None,
-    )
     parts = Parts(
-        apply,
+        applies_of(config, mesh),
         sampler_of(config, template, mesh),
         lambda answers: score(answers, *texts_of(answers.rollout, template)),
         reference,
-        loss,
+        loss_of(config),
         layout.optimizer,
         trained.place,
         config.guard,

@@ -18,6 +18,7 @@ from ..model import (
     make_generator,
     make_sampler,
     pad_prompts,
+    platform_of,
 )
 
 ROWS, ROWS_OF_ACCELERATOR = 64, 512  # drawn at a time
@@ -47,7 +48,7 @@ def make_drawer(
     """What `draw` draws with, `drawer(params, prompts, key, temperature=None)`: on a CPU in rows
     that are refilled; on an accelerator, where a step of many rows costs what one of few does and
     the host is slow to ask, many together."""
-    if jax.default_backend() == "cpu":
+    if platform_of(mesh) == "cpu":
         return make_generator(model, sampling, execution, mesh, ROWS, bucket=MULTIPLE)
     return partial(in_batches, make_sampler(model, sampling, execution, mesh), ROWS_OF_ACCELERATOR)
 

@@ -15,7 +15,7 @@ from ..train import GuardConfig, Loss, TrainState, make_step, stream
 from ..train.config import PpoConfig
 from ..train.step import GUARD
 from .experience import Experienced, experience
-from .first_update import make_first_update, read_answers
+from .first_update import Update, make_first_update, read_answers
 from .kl import adapted
 from .packing import Packed, pack
 from .ppo import apart, check_first
@@ -54,20 +54,42 @@ class Parts(NamedTuple):
     """That the policy computes in."""
 
 
-def make_iteration(
-    config: PpoConfig, parts: Parts
-) -> Callable[[Any, int, dict, Array], tuple[Any, dict]]:
-    """`iterate(state, number, prompts, key) -> (state, metrics)`; prompts as `PromptRows` gives
-    them, number: of the iteration. It is asserted that the log-probs which the first update starts
-    from are those of the sampling (see `check_first`); where they are not, no state is given."""
-    apply, loss = parts.apply, parts.loss
-    undivided = config.minibatches == config.accumulation == 1 and not parts.text
-    # Of rows that are divided all tokens are asked for: a place among those flattened is then
-    # elsewhere; and of rows on several devices: the tokens would have to travel.
-    columns = config.new_tokens if undivided and parts.devices == 1 else None
-    unit = config.minibatches * config.accumulation * parts.devices
-    settings = {"guard": parts.guard, "shardings": parts.shardings}
-    update = make_step(loss, apply, parts.optimizer, accumulation=config.accumulation, **settings)
+class Programs(NamedTuple):
+    """What of an iteration is compiled, beside drawing and scoring answers (each jitted)."""
+
+    referred: Callable[..., Array]
+    """(reference, answers) -> its log-probs, by rollout."""
+    judged: Callable[..., Experienced]
+    """(params, answers, ref_logp, scores, beta): what an update is made of."""
+    first: Update
+    """The first update of answers that are not divided, and what it was made of."""
+    update: Callable[..., tuple[TrainState, dict]]
+    """(state, batch, key): any other."""
+    chosen_rows: Callable[[dict, Array], dict]
+    """(batch, numbers of rows): of each array these rows."""
+
+
+def undivided(config: PpoConfig, mixed: bool) -> bool:
+    """Whether an update takes all answers at once. mixed: with pretraining text."""
+    return config.minibatches == config.accumulation == 1 and not mixed
+
+
+def unit_of_rows(config: PpoConfig, devices: int) -> int:
+    """What the number of rows of an iteration is a multiple of."""
+    return config.minibatches * config.accumulation * devices
+
+
+def make_programs(
+    config: PpoConfig,
+    apply: Mapping[str, Apply],
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    guard: GuardConfig | None = GUARD,
+    shardings: TrainState | None = None,
+) -> Programs:
+    """The programs of an iteration; arguments as in `Parts`."""
+    settings = {"guard": guard, "shardings": shardings}
+    update = make_step(loss, apply, optimizer, accumulation=config.accumulation, **settings)
 
     @jax.jit
     def referred(reference: Any, answers: Packed) -> Array:
@@ -97,11 +119,29 @@ def make_iteration(
     def judged(params: dict, answers: Packed, *more: Any) -> Experienced:
         return experienced(read_answers(apply, params, answers.inputs), answers, *more)
 
-    first = make_first_update(loss, apply, experienced, parts.optimizer, **settings)
+    first = make_first_update(loss, apply, experienced, optimizer, **settings)
 
     @jax.jit
     def chosen_rows(batch: dict, chosen: Array) -> dict:
         return jax.tree.map(lambda x: x[chosen], batch)
+
+    return Programs(referred, judged, first, update, chosen_rows)
+
+
+def make_iteration(
+    config: PpoConfig, parts: Parts
+) -> Callable[[Any, int, dict, Array], tuple[Any, dict]]:
+    """`iterate(state, number, prompts, key) -> (state, metrics)`; prompts as `PromptRows` gives
+    them, number: of the iteration. It is asserted that the log-probs which the first update starts
+    from are those of the sampling (see `check_first`); where they are not, no state is given."""
+    at_once = undivided(config, parts.text is not None)
+    # Of rows that are divided all tokens are asked for: a place among those flattened is then
+    # elsewhere; and of rows on several devices: the tokens would have to travel.
+    columns = config.new_tokens if at_once and parts.devices == 1 else None
+    unit = unit_of_rows(config, parts.devices)
+    programs = make_programs(
+        config, parts.apply, parts.loss, parts.optimizer, parts.guard, parts.shardings
+    )
 
     def iterate(state: Any, number: int, prompts: dict, key: Array) -> tuple[Any, dict]:
         prompts = trimmed(prompts)
@@ -116,18 +156,18 @@ def make_iteration(
         answers = answers._replace(inputs=parts.place(answers.inputs))
         beta = float(state.extra.get("kl", config.kl))
         scores = jnp.asarray(parts.score(answers))
-        more = (answers, referred(parts.reference, answers), scores, beta)
+        more = (answers, programs.referred(parts.reference, answers), scores, beta)
         jax.block_until_ready(more)
         clock.lap("score")
 
         turns = orders(config, len(answers.inputs["tokens"]), stream(key, "order"), number)
         metrics = []
-        if undivided:
-            state, figures, found = first(state, *more)
+        if at_once:
+            state, figures, found = programs.first(state, *more)
             metrics.append(figures)
             turns = turns[1:]
         else:
-            found = judged(state.params, *more)
+            found = programs.judged(state.params, *more)
         drawn = answers.figured
         check_first(
             found.logp, drawn["old_logp"], found.advantages, drawn["loss_mask"], parts.dtype
@@ -137,8 +177,8 @@ def make_iteration(
             batch["ptx"] = parts.place(spread(parts.text(number), len(batch["tokens"])))
         for chosen in turns:
             whole = "asked" in batch  # and not to be divided
-            part = batch if whole else parts.place(chosen_rows(batch, chosen))
-            state, figures = update(state, part, key)
+            part = batch if whole else parts.place(programs.chosen_rows(batch, chosen))
+            state, figures = programs.update(state, part, key)
             metrics.append(figures)
         means = jax.tree.map(lambda *x: jnp.stack(x).mean(), *metrics)
         means["skipped"] = metrics[-1]["skipped"]

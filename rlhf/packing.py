@@ -82,13 +82,18 @@ def last_columns(rollout: Rollout, count: int) -> Rollout:
     return {name: rollout[name][:, -count:] for name in ("targets", "loss_mask", "old_logp")}
 
 
+def rounded(rows: int, count: int, unit: int) -> int:
+    """How many rows there are where `count` rollouts fill so many: a multiple of `unit`."""
+    step = unit * max(1, -(-count // SHARE) // unit)
+    return -(-rows // step) * step
+
+
 def plan(real: np.ndarray, length: int, unit: int, key: int) -> Rows:
     """Where tokens go; real bool[B, W]: which there are."""
     count = len(real)
     lengths = real.sum(axis=1)
     pieces, starts = best_fit(lengths, length, key)
-    step = unit * max(1, -(-count // SHARE) // unit)
-    total = -(-(len(starts) - 1) // step) * step
+    total = rounded(len(starts) - 1, count, unit)
     row_of = np.full((total, length), count, np.int32)
     column, segment_ids, positions = np.zeros((3, total, length), np.int32)
     last = np.zeros(count, np.int32)

@@ -5,21 +5,21 @@ pod would do.
 """
 
 import importlib.util
+import math
 import os
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 
 from ..errors import UserError
-from ..model import batch_sharding, check_length, check_mesh, make_apply, replicated
+from ..model import batch_sharding, check_length, check_mesh, make_apply, platform_of, replicated
 from .config import StageConfig
-from .layout import make_layout
+from .layout import Layout, layout_of
 from .losses import language_loss
-from .optimizer import make_optimizer
-from .step import make_step
+from .step import TrainState, make_step
 from .terms import Loss
 
 ACCELERATOR = "v5p-8"  # any that there is: the topology's name is what counts
@@ -60,44 +60,56 @@ def topology(name: str) -> list[jax.Device]:
         raise UserError(f"no TPU topology {name!r}: {reason}") from None
 
 
-def lower_step(config: StageConfig, mesh: Mesh, loss: Loss | None = None) -> jax.stages.Lowered:
-    """The step of a stage that trains one decoder on text, for the mesh's devices.
+def lower_step(
+    config: StageConfig, mesh: Mesh, loss: Loss | None = None, batch: dict[str, Any] | None = None
+) -> jax.stages.Lowered:
+    """The step of a stage that trains one decoder, for the mesh's devices.
 
-    loss: None is the language model's. Raises `UserError` where config and mesh do not fit.
+    loss: None is the language model's, of pretraining and of tuning. batch: its shapes over the
+    mesh; None: packed text or conversations. Raises `UserError` where config and mesh do not fit.
     """
-    rows, model = config.batch // config.accumulation, config.model
-    check_mesh(model.heads, rows, mesh, model.experts)
-    check_length(config.row_length, mesh)
-    execution = config.execution
-    if execution.scan is None:
-        on_cpu = mesh.devices.flat[0].platform == "cpu"
-        execution = replace(execution, scan=not on_cpu)
-    layout = make_layout(
-        config.model,
-        execution,
-        lambda network, *about: make_optimizer(config.optimizer, config.steps, *about),
-        mesh,
-    )
+    config = settled_for(config, mesh)
+    layout = layout_of(config, mesh)
     step = make_step(
         loss or language_loss(config),
-        make_apply(config.model, execution, mesh),
+        make_apply(config.model, config.execution, mesh),
         layout.optimizer,
         accumulation=config.accumulation,
         guard=config.guard,
         shardings=layout.shardings,
     )
-    state = jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-        layout.running,
-        layout.shardings,
-    )
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
-    return step.lower(state, batch_shapes(config, mesh), key)
+    batch = batch_shapes(config, mesh) if batch is None else batch
+    return step.lower(state_shapes(layout), batch, key_shape(mesh))
+
+
+def settled_for(config: Any, mesh: Mesh) -> Any:
+    """The settings with the execution that they mean on the mesh's devices. Raises `UserError`
+    where they do not fit the mesh."""
+    rows, model, execution = config.batch // config.accumulation, config.model, config.execution
+    check_mesh(model.heads, rows, mesh, model.experts)
+    check_length(config.row_length, mesh)
+    if execution.scan is None:
+        execution = replace(execution, scan=platform_of(mesh) != "cpu")
+    return replace(config, execution=execution)
+
+
+def state_shapes(layout: Layout) -> TrainState:
+    """The state as `jax.ShapeDtypeStruct` over the mesh."""
+    return jax.tree.map(placed, layout.running, layout.shardings)
+
+
+def placed(x: Any, place: Sharding) -> jax.ShapeDtypeStruct:
+    """The shape of an array that lies so."""
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+
+
+def key_shape(mesh: Mesh) -> jax.ShapeDtypeStruct:
+    """A key's, the same on every device."""
+    return placed(jax.eval_shape(lambda: jax.random.key(0)), replicated(mesh))
 
 
 def batch_shapes(config: StageConfig, mesh: Mesh) -> dict[str, Any]:
-    """A packed batch of text, as `jax.ShapeDtypeStruct` over the mesh."""
+    """A packed batch of text or conversations, as `jax.ShapeDtypeStruct` over the mesh."""
     shape, place = (config.batch, config.row_length), batch_sharding(mesh)
     names = ("tokens", "targets", "positions", "segment_ids")
     batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=place) for name in names}
@@ -110,3 +122,12 @@ def memory_of(compiled: jax.stages.Compiled) -> Memory:
     arguments, temporaries = found.argument_size_in_bytes, found.temp_size_in_bytes
     outputs = found.output_size_in_bytes - found.alias_size_in_bytes
     return Memory(arguments, temporaries, outputs, arguments + temporaries + outputs)
+
+
+def bytes_on_device(tree: Any) -> int:
+    """Of arrays, given as `jax.ShapeDtypeStruct` over a mesh, what one device holds."""
+
+    def one(x: jax.ShapeDtypeStruct) -> int:
+        return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+
+    return sum(map(one, jax.tree.leaves(tree)))

@@ -24,6 +24,7 @@ from ..model import (
 )
 from .checkpoint import to_tree
 from .guard import init_guard
+from .optimizer import make_optimizer
 from .step import TrainState, state_shardings
 
 STORED = Execution(scan=True)
@@ -47,6 +48,18 @@ class Layout:
     """The trees to be saved; they share no memory with the state, which the next step takes."""
     load: Callable[[dict], TrainState]
     """The state of trees that were read."""
+
+
+def layout_of(config: Any, mesh: Mesh) -> Layout:
+    """The layout of the state of a stage with these settings (a `StageConfig`)."""
+    return make_layout(
+        config.networks,
+        config.execution,
+        lambda network, *about: make_optimizer(*config.optimizer_of(network), *about),
+        mesh,
+        config.averages,
+        config.extra,
+    )
 
 
 def make_layout(

@@ -27,11 +27,10 @@ from .corpus import Corpus, check_tokenizer, with_completions
 from .events import Events
 from .hardware import describe, peak_flops
 from .journal import LAG, Journal
-from .layout import Layout, make_layout
+from .layout import Layout, layout_of
 from .load import load_loss
 from .loop import Plan, Signals, train, without_samples
 from .losses import language_loss, lm_loss
-from .optimizer import make_optimizer
 from .placing import check_processes, local_rows, placer, row_placer
 from .progress import duration, make_display
 from .records import write_json, write_text
@@ -162,14 +161,7 @@ def _run(stage: Stage, config: Any, signals: Signals) -> Path:
             check_loss(loss, experts=model.experts > 0)
 
     # ---- the state: fresh, or where the run left off
-    layout = make_layout(
-        config.networks,
-        config.execution,
-        lambda network, *about: make_optimizer(*config.optimizer_of(network), *about),
-        mesh,
-        config.averages,
-        config.extra,
-    )
+    layout = layout_of(config, mesh)
     checkpoints = run.checkpoints_keeping(config.keep)
     checkpoints.tidy()
     found = checkpoints.newest_usable(layout.target, move=True) if resumes else None
