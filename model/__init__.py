@@ -19,7 +19,7 @@ from .parameters import (
     param_shardings,
     stored_shardings,
 )
-from .pieces import check_length
+from .pieces import check_length, pieces_of
 from .refill import make_generator
 from .sampling import Samples, make_sampler, pad_prompts, sampling_program
 from .sharding import (
@@ -66,6 +66,7 @@ __all__ = [
     "param_growths",
     "param_shapes",
     "param_shardings",
+    "pieces_of",
     "platform_of",
     "replicated",
     "sampling_program",

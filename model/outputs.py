@@ -56,8 +56,8 @@ def make_apply(
     With `asked` i32[b, t], places in the tokens flattened, only what is said of these tokens is
     computed behind the last attention (where blocks are scanned, behind the last block) and
     returned, [b, t]; `targets`, `loss_mask` [b, t] and `temperature` [b] are theirs. There is no
-    dropout then. Where something of the routers is wanted with it, all tokens pass all blocks, and
-    means are over all that are no padding.
+    dropout then. Where something of the routers is wanted with it, or the mesh cuts rows into
+    pieces, all tokens pass all blocks; routers' means are over all that are no padding.
     """
     execution = for_training(execution, config.dtype, mesh)
     decoder, pieces = Decoder(config, execution, mesh), pieces_of(mesh)
@@ -88,21 +88,20 @@ def make_apply(
 
         asked, positions, row_keys = batch.get("asked"), flat("positions"), None
         if pieces > 1:
-            if asked is not None:
-                raise ValueError("where rows are cut into pieces, all tokens of them are asked for")
             if positions is None:
                 positions = jnp.broadcast_to(jnp.arange(length), (rows, length))
         if key is not None and config.dropout > 0:
             if asked is not None:
                 raise ValueError("dropout draws its noise by row: ask for all tokens of the rows")
             row_keys = _row_keys(key, batch.get("row", jnp.arange(shape[0])), rows)
+        after = asked is not None and bool(of_routers or pieces > 1)  # all tokens pass all blocks
         hidden, kept = decoder.apply(
             {"params": params},
             sent(flat("tokens")),
             positions=sent(positions),
             segment_ids=sent(flat("segment_ids")),
             row_keys=row_keys,
-            asked=None if of_routers else asked,
+            asked=None if after else asked,
             pieces=pieces,
             mutable=[ROUTER] if of_routers else [],
         )
@@ -114,18 +113,20 @@ def make_apply(
             about = _routers(logits, config, flat("segment_ids"), counts)
             out = {name: about[name] for name in of_routers}
             if asked is not None:
-                hidden = tokens_at(hidden, asked)
                 out = {name: tokens_at(x, asked) for name, x in out.items()}
+        if after:
+            hidden = tokens_at(join(hidden, mesh), asked)
+        lying = mesh  # as rows that may be cut
         if asked is not None:
-            shape = asked.shape
+            shape, lying = asked.shape, None
         out = {name: x.reshape(*shape, *x.shape[2:]) for name, x in out.items()}
 
         def whole(x: Array) -> Array:
             """A number for each token [N] in the batch's shape."""
-            return join(x.reshape(hidden.shape[:2]), mesh).reshape(shape)
+            return join(x.reshape(hidden.shape[:2]), lying).reshape(shape)
 
         if "hidden" in want:
-            out["hidden"] = join(hidden, mesh).reshape(*shape, -1)
+            out["hidden"] = join(hidden, lying).reshape(*shape, -1)
         if "value" in want:
             out["value"] = whole(value_of(params, hidden))
         of_head = [name for name in want if name in SCORES]
@@ -134,12 +135,13 @@ def make_apply(
             temperature = batch.get("temperature")
             if temperature is not None:
                 temperature = jnp.repeat(temperature, len(targets) // len(temperature))
-                temperature = jnp.repeat(by_piece(temperature, mesh), shape[-1] // pieces)
+                temperature = by_piece(temperature, lying)
+                temperature = jnp.repeat(temperature, shape[-1] // pieces_of(lying))
             split = split_of_tokens(mesh)
             scores = token_scores(
                 hidden.reshape(-1, config.width),
                 head_of(params, config),
-                cut(targets, mesh).reshape(-1),
+                cut(targets, lying).reshape(-1),
                 temperature,
                 config.logit_cap,
                 "entropy" in want,

@@ -24,8 +24,8 @@ from ..train import ahead
 from ..train.config import PpoConfig, RewardConfig
 from ..train.layout import layout_of
 from .align import applies_of, loss_of, sampling_of
-from .iteration import make_programs, undivided, unit_of_rows
-from .packing import Packed, Rows, rounded
+from .iteration import columns_asked, make_programs, undivided, unit_of_rows
+from .packing import Packed, Rows, inputs_of, rounded
 from .ranking import ranking_loss
 from .reading import score_by
 from .rollouts import rollout_batch
@@ -152,13 +152,11 @@ def _answers(config: PpoConfig, mesh: Mesh, prompts: tuple[Any, Any], samples: A
     drawn = partial(rollout_batch, temperature=config.temperature)
     rollout = _over_rows(jax.eval_shape(drawn, *prompts, samples), mesh)
     rollout["temperature"] = _shape((config.batch,), jnp.float32)
-    shape = (
-        rounded(config.batch, config.batch, unit_of_rows(config, mesh.size)),
-        config.row_length,
-    )
-    by_token = _shape(shape, jnp.int32)
+    count = rounded(config.batch, config.batch, unit_of_rows(config, mesh.size))
+    by_token = _shape((count, config.row_length), jnp.int32)
     rows = Rows(by_token, by_token, by_token, by_token, _shape((config.batch,), jnp.int32))
-    inputs = {**_text(*shape), "temperature": _shape(shape[:1], jnp.float32)}
+    columns = columns_asked(config, undivided(config, bool(config.ptx)), mesh.size)
+    inputs = jax.eval_shape(partial(inputs_of, answers=columns), rollout, rows)
     return Packed(rollout, rows, _over_rows(inputs, mesh))
 
 

@@ -137,7 +137,7 @@ def reward_model(recipe: Recipe, folder: Folder) -> dict[str, Any]:
     mesh = make_mesh(MeshConfig(data=1, fsdp=-1))
     model = load_reward(run, mesh, config.execution)
     score = score_by(make_apply(config.model, config.execution, mesh), model.logp_weight)
-    proxy = read(score, model.params, found.answers)
+    proxy = read(score, model.params, found.answers, mesh)
     shape = (-1, SAMPLES)
     gold, scores = found.scores.reshape(shape), proxy.reshape(shape)
     tokens, ended = found.answers.tokens.reshape(shape), found.answers.ended.reshape(shape)

@@ -74,6 +74,12 @@ def undivided(config: PpoConfig, mixed: bool) -> bool:
     return config.minibatches == config.accumulation == 1 and not mixed
 
 
+def columns_asked(config: PpoConfig, at_once: bool, devices: int) -> int | None:
+    """`answers` of `pack`. Of rows that are divided all tokens are asked for: a place among those
+    flattened is then elsewhere; and of rows on several devices: the tokens would have to travel."""
+    return config.new_tokens if at_once and devices == 1 else None
+
+
 def unit_of_rows(config: PpoConfig, devices: int) -> int:
     """What the number of rows of an iteration is a multiple of."""
     return config.minibatches * config.accumulation * devices
@@ -135,9 +141,7 @@ def make_iteration(
     them, number: of the iteration. It is asserted that the log-probs which the first update starts
     from are those of the sampling (see `check_first`); where they are not, no state is given."""
     at_once = undivided(config, parts.text is not None)
-    # Of rows that are divided all tokens are asked for: a place among those flattened is then
-    # elsewhere; and of rows on several devices: the tokens would have to travel.
-    columns = config.new_tokens if at_once and parts.devices == 1 else None
+    columns = columns_asked(config, at_once, parts.devices)
     unit = unit_of_rows(config, parts.devices)
     programs = make_programs(
         config, parts.apply, parts.loss, parts.optimizer, parts.guard, parts.shardings

@@ -67,8 +67,8 @@ def normalisation(
     sampling = SamplingConfig(max_tokens=new, stop=(store.template.end,))
     generate = make_drawer(policy_model, sampling, execution, mesh)
     answers = draw(generate, policy, prompts, key)
-    scores = read(score_by(apply, logp_weight), params, answers)
-    values = read(score_by(apply), params, answers) if logp_weight else scores
+    scores = read(score_by(apply, logp_weight), params, answers, mesh)
+    values = read(score_by(apply), params, answers, mesh) if logp_weight else scores
     deviation = float(np.std(scores))
     if not deviation > 0:
         raise UserError("the reward model gives every answer the same score: nothing to normalise")

@@ -72,9 +72,14 @@ def pack(
     tokens of the rows; what is asked so is not divided."""
     _, real = fetched(whole(rollout))
     rows = plan(real > 0, length, unit, key)
-    fewer = answers is not None and len(real) * answers < rows.row.size
-    inputs = _asked(rollout, rows, answers) if fewer else _inputs(rollout, rows)
-    return Packed(rollout, rows, inputs)
+    return Packed(rollout, rows, inputs_of(rollout, rows, answers))
+
+
+def inputs_of(rollout: Rollout, rows: Rows, answers: int | None = None) -> dict[str, Array]:
+    """What networks read of rollouts that lie so: `Packed.inputs`; answers as in `pack`."""
+    if answers is not None and rows.last.shape[0] * answers < rows.row.size:
+        return _asked(rollout, rows, answers)
+    return _inputs(rollout, rows)
 
 
 def last_columns(rollout: Rollout, count: int) -> Rollout:

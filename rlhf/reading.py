@@ -1,5 +1,6 @@
 """What a network says of whole answers: a score or a log-prob of each, read in packed rows."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -7,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 
-from ..model import Apply, fetched
+from ..model import Apply, fetched, pieces_of, split_of_rows
+from ..train.placing import placer
 from .answers import MULTIPLE, Answers
 from .packing import Packed, pack
 from .rollouts import Rollout
@@ -67,15 +70,20 @@ def answer_logp(logp: Array, answers: Packed) -> Array:
     return jnp.where(mask > 0, answers.by_rollout(logp), 0.0).sum(axis=1)
 
 
-def read(function: Read, params: Any, answers: Answers) -> np.ndarray:
-    """f32[n] of answers as they were drawn; log-probs at temperature 1."""
+def read(function: Read, params: Any, answers: Answers, mesh: Mesh | None = None) -> np.ndarray:
+    """f32[n] of answers as they were drawn; log-probs at temperature 1. mesh: that the network's
+    parameters lie on."""
     count = len(answers.ids)
     longest = max(len(p) + len(a) for p, a in zip(answers.prompts, answers.ids, strict=True))
-    width = -(-longest // MULTIPLE) * MULTIPLE
+    multiple = math.lcm(MULTIPLE, 2 * pieces_of(mesh))
+    width, row = (-(-length // multiple) * multiple for length in (longest, max(ROW, longest)))
     out = np.zeros(count, np.float32)
     for begin in range(0, count, AT_ONCE):
         chosen = np.arange(begin, begin + AT_ONCE) % count  # one shape: some come again
-        packed = pack(rollout_of(answers, chosen, width), max(ROW, width), key=begin)
+        rollout = rollout_of(answers, chosen, width)
+        packed = pack(rollout, row, split_of_rows(mesh), begin)
+        if mesh is not None:
+            packed = packed._replace(inputs=placer(mesh)(packed.inputs))
         found = fetched(function(params, packed))
         here = chosen[: count - begin]
         out[here] = found[: len(here)]
