@@ -152,14 +152,16 @@ FLAGS_OF = {
 
 def train(stage: str, args: list[str]) -> int:
     """The command of a stage of training."""
-    from ..configs import names_of
+    from ..configs import names_of, presets_of
 
     if not args or args[0] in ("-h", "--help"):
         flags = f"{FLAGS_OF[stage]} [--out DIR] [--dry-run] [--FIELD VALUE]"
         print(f"usage: aludel {stage} CONFIG {flags}")
         print("\nCONFIG is the path of a Python file that sets `config`, or one of")
-        names = "  ".join(names_of(stage))
-        print(textwrap.fill(names, 80, initial_indent="  ", subsequent_indent="  "))
+        print_names(names_of(stage))
+        if presets_of(stage):
+            print("\nor one of these, laid out for a pod of TPUs (docs/pods.md)")
+            print_names(presets_of(stage))
         print(f"\naludel {stage} CONFIG --help lists every field with its default and its meaning.")
         print("\nOf several processes each gets --coordinator HOST:PORT --processes N --process I")
         print("(docs/pods.md), unless SLURM or the TPU's machines tell it.")
@@ -194,13 +196,32 @@ def train(stage: str, args: list[str]) -> int:
     return AGAIN if stoppable(work) is None else 0
 
 
+def print_names(names: Sequence[str]) -> None:
+    """Names in lines of 80 characters, none of them broken."""
+    lines = textwrap.wrap(
+        "  ".join(names),
+        80,
+        initial_indent="  ",
+        subsequent_indent="  ",
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
+    print("\n".join(lines))
+
+
 def config_of(stage: str, name: str, flags: list[str]):
     """The settings of a command line: those of a config's name, and of flags."""
     from ..train.config import with_out
     from ..train.flags import parse_flags
 
     config = parse_flags(find_config(name, stage), flags, f"aludel {stage} {name}")
-    return with_out(config, Path("runs") / Path(name).stem)
+    return with_out(config, Path("runs") / run_name(name))
+
+
+def run_name(config: str) -> str:
+    """What a run folder is called where none is named: as the config, on whatever pod."""
+    path = Path(config)
+    return path.stem if path.suffix == ".py" else path.name.partition("@")[0]
 
 
 def add_sampling(parser: Parser, tokens: int, temperature: float) -> None:

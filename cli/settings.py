@@ -7,20 +7,35 @@ from ..errors import UserError
 
 
 def find_config(name: str, stage: str | None = None):
-    """The settings that a name in `configs`, or a Python file, holds; of this stage, or of any."""
+    """The settings that a name in `configs`, or a Python file, holds; of this stage, or of any.
+    NAME@TOPOLOGY: those for a pod."""
     from ..configs import MODULES, named, names_of
     from ..data.files import nearest
 
     known = names_of(stage)
-    if name in known:
+    base, at, topology = name.partition("@")
+    if base in known:
+        if at:
+            check_topology(base, topology)
         return named(name)
     for other in MODULES:
-        if name in names_of(other):
-            raise UserError(f"{name} is a config of aludel {other}, not of aludel {stage}")
+        if base in names_of(other):
+            raise UserError(f"{base} is a config of aludel {other}, not of aludel {stage}")
     path = Path(name).expanduser()
     if path.suffix != ".py" and not path.exists():
         raise UserError(f"no config {name!r}{nearest(name, known)}")
     return config_of_file(path, stage)
+
+
+def check_topology(name: str, topology: str) -> None:
+    """`UserError` where a config has no preset for this topology."""
+    from ..configs import presets_of, topologies_of
+
+    own = topologies_of(name)
+    if not own:
+        raise UserError(f"{name} has no preset for a pod; there are {', '.join(presets_of())}")
+    if topology not in own:
+        raise UserError(f"{name} has no preset for {topology!r}; it has one for {', '.join(own)}")
 
 
 def config_of_file(path: Path, stage: str | None = None):

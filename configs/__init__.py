@@ -47,12 +47,36 @@ def names_of(stage: str | None = None) -> tuple[str, ...]:
 NAMES = names_of()
 
 
+def topologies_of(name: str) -> tuple[str, ...]:
+    """The TPU topologies that a config has a preset for (`pods.py`)."""
+    from .pods import PODS
+
+    return tuple(PODS.get(name, ()))
+
+
+def presets_of(stage: str | None = None) -> tuple[str, ...]:
+    """Every NAME@TOPOLOGY of one stage's settings, or of all."""
+    return tuple(f"{name}@{pod}" for name in names_of(stage) for pod in topologies_of(name))
+
+
 def named(name: str):
-    """The settings of this name; KeyError where there are none."""
+    """The settings of this name, or of NAME@TOPOLOGY: laid out for that pod. KeyError where there
+    are none."""
+    from dataclasses import replace
     from importlib import import_module
 
+    from .pods import PODS
+
+    base, at, topology = name.partition("@")
     for modules in MODULES.values():
         for module, names in modules.items():
-            if name in names:
-                return import_module(f".{module}", __name__).CONFIGS[name]
+            if base in names:
+                config = import_module(f".{module}", __name__).CONFIGS[base]
+                if not at:
+                    return config
+                pod = PODS[base][topology]
+                execution = replace(config.execution, remat=pod.remat)
+                return replace(
+                    config, mesh=pod.mesh, accumulation=pod.accumulation, execution=execution
+                )
     raise KeyError(name)

@@ -85,7 +85,7 @@ def make_sampler(
         count, width = prompts.shape
         check_room(config, sampling, width)
         if limits is None:
-            limits = jnp.full(count, sampling.max_tokens)
+            limits = jnp.full(count, sampling.max_tokens, jnp.int32)
         given = jnp.float32(temperature_of(sampling, temperature))
         return run(prepare(params), prompts, mask, key, limits, given)
 

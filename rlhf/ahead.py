@@ -16,6 +16,7 @@ from ..model import (
     make_apply,
     param_shapes,
     param_shardings,
+    replicated,
     sampling_program,
 )
 from ..model.kernels import for_decoding
@@ -97,7 +98,11 @@ def lower_ppo(
         score = score_by(make_apply(judge, config.execution, mesh), logp_weight)
         lower("score", score, judging, judging, answers)
     ref_logp = lower("refer", programs.referred, reference, reference, answers)
-    about = (answers, _over_rows(ref_logp, mesh), _shape((config.batch,), jnp.float32), config.kl)
+    ref_logp, scores = (
+        ahead.placed(ref_logp, replicated(mesh)),
+        _shape((config.batch,), jnp.float32),
+    )
+    about = (answers, ref_logp, scores, config.kl)
     if undivided(config, bool(config.ptx)):
         found = lower("first", programs.first, state, state, *about)[2]
     else:

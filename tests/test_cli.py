@@ -9,6 +9,7 @@ import jax
 import pytest
 
 from aludel import cli
+from aludel.cli.commands import run_name
 from aludel.data import make_tokenizer
 
 SMALL = [
@@ -173,6 +174,20 @@ def test_info_of_config_and_run(run, capsys):
     assert cli.run(["info", str(run)]) == 0
     said = capsys.readouterr().out
     assert "val_nats_per_token" in said and "checkpoints  " in said
+
+
+def test_a_preset_is_shown_with_its_mesh(capsys, mistake):
+    assert cli.run(["info", "gpt3-175b@v5p:8x8x16"]) == 0
+    assert "fsdp 128 x tensor 8, microbatches 1, remat full" in capsys.readouterr().out
+    assert cli.run(["pretrain", "--help"]) == 0
+    assert "gpt3-175b@v5p:8x8x16" in capsys.readouterr().out
+    mistake(["info", "gpt3-175b@v5p:2x2x2"], "'v5p:2x2x2'", "v5p:8x8x16")
+    mistake(["info", "demo@v5p:8x8x16"], "demo has no preset", "gpt3-175b@v5p:8x8x16")
+
+
+def test_a_run_without_a_name_is_called_as_its_config():
+    names = {"gpt3-1.3b": "gpt3-1.3b", "llama3-8b@v5e:16x16": "llama3-8b", "my/own.py": "own"}
+    assert {name: run_name(name) for name in names} == names
 
 
 def test_help_lists_every_field_with_its_meaning(capsys):

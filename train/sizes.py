@@ -10,6 +10,7 @@ from ..data import TrainBatches
 from ..model import (
     DecoderConfig,
     Execution,
+    MeshConfig,
     check_length,
     check_mesh,
     make_mesh,
@@ -197,8 +198,18 @@ def describe_config(config: StageConfig) -> list[str]:
         own = [(n, str(x)) for n, x in settings.items() if not n.startswith(FILLED_IN)]
         return [*table(own), "", "the decoder is that of the run named with --init"]
     config = with_expected_model(config)
-    rows = [*model_rows(config.model), *training_rows(config)]
+    rows = [*model_rows(config.model), *training_rows(config), *layout_rows(config)]
     return [*table(rows), "", *table(shape_rows(config.model))]
+
+
+def layout_rows(config: StageConfig) -> list[tuple[str, str]]:
+    """How the settings lay devices out, where they say it."""
+    if config.mesh == MeshConfig():
+        return []
+    sizes = dataclasses.asdict(config.mesh)
+    mesh = " x ".join(f"{axis} {size}" for axis, size in sizes.items() if size != 1)
+    kept = f"microbatches {config.accumulation}, remat {config.execution.remat}"
+    return [("mesh", f"{mesh or 'one device'}, {kept}")]
 
 
 def describe_run(run: Run) -> list[str]:

@@ -10,7 +10,8 @@ from importlib import import_module
 
 import pytest
 
-from aludel.configs import MODULES, NAMES, named
+from aludel.configs import MODULES, NAMES, named, presets_of
+from aludel.configs.pods import PODS
 from aludel.errors import UserError
 from aludel.model import DecoderConfig, Execution, MeshConfig
 from aludel.train import GuardConfig, OptimizerConfig
@@ -31,7 +32,7 @@ from aludel.train.config import (
 from aludel.train.run import STAGES
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *presets_of()])
 def test_named_configs_survive_json(name):
     config = named(name)
     back = from_json(type(config), json.loads(json.dumps(to_json(config))), "config.json")
@@ -41,6 +42,21 @@ def test_named_configs_survive_json(name):
 def test_every_module_lists_its_configs():
     for module, names in itertools.chain(*(stage.items() for stage in MODULES.values())):
         assert tuple(import_module(f"aludel.configs.{module}").CONFIGS) == names
+
+
+def test_presets_lay_a_named_config_out_and_change_nothing_else():
+    assert set(PODS) <= set(NAMES) and len(presets_of()) == sum(map(len, PODS.values()))
+    for name in presets_of():
+        config, plain = named(name), named(name.partition("@")[0])
+        pod = PODS[name.partition("@")[0]][name.partition("@")[2]]
+        assert (config.mesh, config.accumulation) == (pod.mesh, pod.accumulation)
+        assert config.execution == dataclasses.replace(plain.execution, remat=pod.remat)
+        back = {"mesh": plain.mesh, "accumulation": 1, "execution": plain.execution}
+        assert dataclasses.replace(config, **back) == plain
+    with pytest.raises(KeyError):
+        named("llama3-8b@v5e:1x1")
+    with pytest.raises(KeyError):
+        named("demo@v5e:16x16")
 
 
 def test_fewer_than_100_keys_beside_the_decoder():
