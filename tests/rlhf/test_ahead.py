@@ -1,6 +1,8 @@
 """What is compiled ahead of time is what the stages run, and fits the chips that it is for."""
 
 import dataclasses
+import functools
+import importlib.util
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -8,19 +10,23 @@ from typing import Any
 import jax
 import pytest
 
+from aludel.configs import named
 from aludel.data import Template
-from aludel.model import MeshConfig, make_mesh, sampling
+from aludel.model import DecoderConfig, Execution, MeshConfig, make_mesh, sampling
 from aludel.rlhf import ahead, iteration, scorers
 from aludel.rlhf.align import ppo
 from aludel.rlhf.reward import reward
 from aludel.train import stage
-from aludel.train.ahead import lower_step
+from aludel.train.ahead import lower_step, memory_of, topology
 from aludel.train.config import PpoConfig, RewardConfig, SftConfig
 from aludel.train.run import Run
 from aludel.train.sft import sft
 
 from .conftest import QUIET, write_records
 
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="the TPU's compiler is not installed"
+)
 MESH = MeshConfig(data=1, fsdp=4, tensor=2)
 SETTINGS = {**QUIET, "mesh": MESH, "batch": 16, "eval_every": 0}
 
@@ -83,6 +89,7 @@ def test_the_step_of_reward_training(judge):
     assert text_of(lowered) in ran.texts["step"]
 
 
+@pytest.mark.slow
 def test_the_step_of_tuning(tuned, tmp_path, monkeypatch):
     chats = [
         {"instruction": "say", "output": f"{word} {n}"} for n in range(60) for word in ("yes", "no")
@@ -160,9 +167,9 @@ def test_the_programs_of_ppo_with_a_reward_model(tuned, judge, tmp_path, monkeyp
     assert not others(lowered, ran)
 
 
-def test_what_lies_beside_a_phase(tuned):
+def test_what_lies_beside_a_phase():
     """Together with what a program takes of the networks, all that a chip holds of them."""
-    model = dataclasses.replace(Run(tuned).config().model, dtype="bfloat16")
+    model = DecoderConfig(vocab_size=512, layers=2, width=64, heads=4, context=48, dtype="bfloat16")
     critic = dataclasses.replace(model, scalar_head=True)
     config = PpoConfig(
         model=model, critic=critic, batch=16, context=48, new_tokens=16, frozen_dtype="bfloat16"
@@ -179,3 +186,56 @@ def test_what_lies_beside_a_phase(tuned):
         "first": copies,
     }.items():
         assert expected <= shares[name] < 1.05 * expected, name
+
+
+# Llama-3 8B: policy, critic, reference and reward model on 64 chips of 31.25 usable GiB.
+POD, USABLE = "v6e:8x8", 31.25 * 2**30
+ON_POD = MeshConfig(data=1, fsdp=16, tensor=4)
+FULL = Execution(remat="full")
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", ["sample", "score", "refer", "first", "update"])
+def test_ppo_of_four_models_compiles_for_a_pod_and_fits(phase):
+    """512 answers of up to 1,024 tokens to prompts of as many, all at once."""
+    compiled = phases_on_pod()[phase].lowered.compile()
+    assert memory_of(compiled).peak + phases_on_pod()[phase].beside < USABLE
+
+
+@functools.cache
+def phases_on_pod() -> dict[str, ahead.Phase]:
+    """Of an iteration, not compiled yet."""
+    policy = named("llama3-8b").model
+    critic = dataclasses.replace(policy, scalar_head=True)
+    config = PpoConfig(
+        model=policy,
+        critic=critic,
+        batch=512,
+        context=2048,
+        new_tokens=1024,
+        passes=2,
+        frozen_dtype="bfloat16",
+        execution=FULL,
+    )
+    return ahead.lower_ppo(config, make_mesh(ON_POD, topology(POD)), critic)
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_tuning_compiles_for_a_pod_and_fits():
+    """512 rows of 2,048 tokens."""
+    model = named("llama3-8b").model
+    config = SftConfig(model=model, batch=512, context=2048, execution=FULL)
+    lowered = lower_step(config, make_mesh(ON_POD, topology(POD)))
+    assert memory_of(lowered.compile()).peak < USABLE
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_reward_training_compiles_for_a_pod_and_fits():
+    """128 comparisons of four completions, each of up to 1,024 tokens."""
+    model = dataclasses.replace(named("llama3-8b").model, scalar_head=True)
+    config = RewardConfig(model=model, batch=128, context=1024, completions=4, execution=FULL)
+    lowered = ahead.lower_reward(config, make_mesh(ON_POD, topology(POD)))
+    assert memory_of(lowered.compile()).peak < USABLE
