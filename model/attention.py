@@ -30,7 +30,7 @@ KERNELS = {
     "splash": splash_attention,
     "context": context_attention,
 }
-OF_PIECES = ("splash", "context")  # those that know the mesh
+OF_PIECES = ("splash", "context")  # those that attend between pieces of rows
 
 
 def why_not_cudnn(
@@ -87,7 +87,7 @@ def choose_kernel(
             return "splash", "made for TPUs, it skips what the mask hides"
         if pieces > 1:
             return "context", f"of rows cut into {pieces}; splash is faster, but {hindrance}"
-    obstacle = why_not_cudnn(backend, dtype, length, head_dim, segments, capability)
+    obstacle = why_not_cudnn(backend, dtype, length, head_dim, segments, capability) or uneven
     if requested == "cudnn" and obstacle:
         raise UserError(f"execution.attention = cudnn cannot be used: {obstacle}")
     if requested == "fused":
@@ -156,4 +156,6 @@ def attention(
     run = KERNELS[name]
     if name in OF_PIECES:
         run = partial(run, mesh=mesh, pieces=pieces)
+    elif name == "cudnn":
+        run = partial(run, mesh=mesh)
     return run(query, key, value, segment_ids, window)

@@ -1,12 +1,14 @@
 """Every kernel against the oracle, and the table that picks among them."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from aludel.errors import UserError
-from aludel.model import attention, choose_kernel
+from aludel.model import MeshConfig, attention, choose_kernel, make_mesh
 from aludel.model.kernels import (
     blocked_attention,
     cudnn_attention,
@@ -126,6 +128,31 @@ def test_the_mask_given_to_the_library_is_the_oracles(packed, window):
     np.testing.assert_allclose(got, want, atol=1e-5)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("window", [None, 5])
+def test_each_device_calls_the_library_with_its_rows_and_heads(packed, window):
+    """The library's portable implementation again: result and gradients, and that no device holds
+    scores of others' rows."""
+    *inputs, grad = _inputs(12, rows=8)
+    segments = _segments(8, 12) if packed else None
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+
+    def on_mesh(q, k, v):
+        return cudnn_attention(q, k, v, segments, window, mesh=mesh, implementation="xla")
+
+    def run(kernel):
+        out, vjp = jax.vjp(jax.jit(kernel), *inputs)
+        return out, *vjp(grad)
+
+    with jax.default_matmul_precision(HIGHEST):
+        got, want = run(on_mesh), run(lambda q, k, v: plain_attention(q, k, v, segments, window))
+    for one, other in zip(got, want, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    program = jax.jit(on_mesh).lower(*inputs).as_text()
+    scores = set(re.findall(r"tensor<([\dx]*)x12x12xf32>", program))
+    assert "2x2x1" in scores and not [shape for shape in scores if shape.startswith("8")]
+
+
 @pytest.mark.parametrize("kernel", ["plain", "blocked"])
 def test_packed_documents_never_see_each_other(kernel):
     query, key, value, _ = _inputs(10)
@@ -169,6 +196,7 @@ def test_the_table():
         dict(head_dim=60),
         dict(segments=True, length=8192),
         dict(capability=7.5),
+        dict(uneven="3 rows do not divide over 2 devices"),
     ):
         name, reason = pick(**slower)
         assert name == "blocked" and "cudnn is faster, but" in reason
