@@ -4,6 +4,7 @@ seconds = alternate({"aludel": ours, "transformers": theirs}, rounds=5)
 print(table([{"path": name, **spread(taken)} for name, taken in seconds.items()]))
 """
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -31,14 +32,17 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """Of those of these packages that are installed."""
+    found = {}
+    for package in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
 def machine() -> dict:
     """Processor, cores, devices and versions: what a figure depends on beside the code."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return {
         "cpu": _cpu_name(),
         "cores": cores(),
@@ -46,7 +50,7 @@ def machine() -> dict:
         "python": platform.python_version(),
         "devices": [device.device_kind for device in jax.devices()],
         "matrix_peak_flops": measured_cpu_flops(),
-        "versions": versions,
+        "versions": versions(PACKAGES),
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
     }
 

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from compare import alternate, table, write_json
-from training import SHAPES, model_of, training_batch
+from gpt2 import model_of, training_batch
+from training import SHAPES
 
 from aludel.model import init_params, make_apply, param_groups
 from aludel.train import OptimizerConfig, init_state, lm_loss, make_optimizer, make_step

@@ -18,28 +18,24 @@ import functools
 import time
 from collections.abc import Callable
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from compare import alternate, cores, spread, table, write_json
+from iterations import (
+    CLIP,
+    GAMMA,
+    KL,
+    LAM,
+    PHASES,
+    RATE,
+    Sizes,
+    iteration_of,
+    matrix_flops,
+    prompts_of,
+)
 
 from aludel.memory import keep_memory, use_large_pages
-from aludel.model import (
-    DecoderConfig,
-    Execution,
-    SamplingConfig,
-    init_params,
-    make_apply,
-    make_sampler,
-    param_groups,
-)
-from aludel.rlhf.iteration import Parts, make_iteration
-from aludel.rlhf.ppo import ppo_loss
-from aludel.rlhf.reading import score_by
-from aludel.train import OptimizerConfig, init_state, make_optimizer
-from aludel.train.config import PpoConfig
+from aludel.model import DecoderConfig
 from aludel.train.hardware import measured_cpu_flops
-from aludel.train.layout import per_network
 
 ROWS, PROMPT, NEW, VOCAB = 64, 32, 64, 4096
 LENGTH = PROMPT + NEW
@@ -55,60 +51,7 @@ MODEL = DecoderConfig(
     bias=True,
     tied=True,
 )
-VALUE = DecoderConfig(**{**MODEL.__dict__, "scalar_head": True})
-RATE, KL, CLIP, GAMMA, LAM = 1e-5, 0.02, 0.2, 1.0, 0.95
-PHASES = ("sample", "score", "update")
-
-
-def prompts_of(number: int) -> np.ndarray:
-    """Random prompts i32[ROWS, PROMPT]."""
-    draw = np.random.default_rng(number)
-    return draw.integers(0, VOCAB, (ROWS, PROMPT), dtype=np.int32)
-
-
-def ours(epochs: int) -> Callable[[], dict[str, float]]:
-    """An iteration of `aludel ppo`, which returns the seconds of its phases."""
-    execution = Execution()
-    config = PpoConfig(
-        batch=ROWS, passes=epochs, new_tokens=NEW, context=LENGTH, kl=KL, gamma=GAMMA, lam=LAM
-    )
-    keys = jax.random.split(jax.random.key(0), 3)
-    policy, critic, judge = (
-        init_params(model, execution, key)
-        for model, key in zip((MODEL, VALUE, VALUE), keys, strict=True)
-    )
-    apply = {"policy": make_apply(MODEL, execution), "critic": make_apply(VALUE, execution)}
-    settings = OptimizerConfig(learning_rate=RATE, eps=1e-5, schedule="constant")
-    optimizer = per_network(
-        {
-            name: make_optimizer(settings, 10_000, param_groups(model, execution))
-            for name, model in (("policy", MODEL), ("critic", VALUE))
-        }
-    )
-    score = score_by(make_apply(VALUE, execution))
-    parts = Parts(
-        apply,
-        make_sampler(MODEL, SamplingConfig(max_tokens=NEW), execution),
-        lambda answers: np.asarray(score(judge, answers)),
-        jax.tree.map(jnp.copy, policy),
-        ppo_loss(clip=CLIP),
-        optimizer,
-    )
-    iterate = make_iteration(config, parts)
-    state = init_state(optimizer, {"policy": policy, "critic": critic})
-    count = 0
-
-    def iteration() -> dict[str, float]:
-        nonlocal state, count
-        prompts = {
-            "tokens": jnp.asarray(prompts_of(count)),
-            "mask": jnp.ones((ROWS, PROMPT), bool),
-        }
-        state, metrics = iterate(state, count, prompts, jax.random.key(1))
-        count += 1
-        return {phase: float(metrics[f"seconds_{phase}"]) for phase in PHASES}
-
-    return iteration
+SIZES = Sizes(ROWS, PROMPT, NEW)
 
 
 def theirs(epochs: int, threads: int, compiled: bool) -> Callable[[], dict[str, float]]:
@@ -175,7 +118,7 @@ def theirs(epochs: int, threads: int, compiled: bool) -> Callable[[], dict[str, 
         nonlocal count
         torch.set_num_threads(threads)
         marks = [time.perf_counter()]
-        prompts = torch.from_numpy(prompts_of(count)).long()
+        prompts = torch.from_numpy(prompts_of(SIZES, VOCAB, count)).long()
         count += 1
         with torch.inference_mode():
             out = policy.generate(
@@ -249,25 +192,12 @@ def best_rival(epochs: int) -> tuple[str, Callable[[], dict[str, float]]]:
     return best, tried[best][1]
 
 
-def floors(epochs: int) -> dict[str, float]:
-    """FLOPs of the matrix products of each phase, attention's left out: 2 for each weight and token
-    forward, 6 forward and backward; the vocabulary only where a log-prob of an answer is."""
-    body = MODEL.layers * MODEL.block_matrices()
-    head = VOCAB * MODEL.width
-    whole, answers = ROWS * LENGTH, ROWS * NEW
-    return {
-        "sample": 2.0 * (whole * body + answers * head),
-        "score": 2.0 * (3 * whole * body + answers * head),
-        "update": 6.0 * epochs * (2 * whole * body + answers * head),
-    }
-
-
 def measure(epochs: int, rounds: int) -> dict:
     """Both, in turns."""
     name, rival = best_rival(epochs)
     phases: dict[str, list[dict[str, float]]] = {"aludel": [], f"PyTorch ({name})": []}
     functions = {}
-    for path, iteration in zip(phases, (ours(epochs), rival), strict=True):
+    for path, iteration in zip(phases, (iteration_of(MODEL, SIZES, epochs), rival), strict=True):
         functions[path] = functools.partial(
             lambda path, iteration: phases[path].append(iteration()), path, iteration
         )
@@ -279,7 +209,7 @@ def measure(epochs: int, rounds: int) -> dict:
         shares[path] = {one: float(np.median([f[one] for f in kept])) for one in PHASES}
     mine, other = (value["median"] for value in speed.values())
     peak = measured_cpu_flops()
-    floor = {phase: flops / peak for phase, flops in floors(epochs).items()}
+    floor = {phase: flops / peak for phase, flops in matrix_flops(MODEL, SIZES, epochs).items()}
     return {
         "samples_per_second": speed,
         "seconds": shares,

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import jax
 from compare import table, write_json
-from training import SHAPES, matrix_peak, model_of, training_batch
+from gpt2 import model_of, training_batch
+from training import SHAPES, matrix_peak
 
 from aludel.model import init_params, make_apply, param_groups
 from aludel.train import OptimizerConfig, init_state, lm_loss, make_optimizer, make_step
