@@ -25,8 +25,11 @@ from .kernels import gradient_by
 
 BY_XLA = gradient_by("xla")
 BLOCK_ELEMENTS = 2**23  # logits held at once: 32 MiB of float32
+# On a GPU 512 MiB: the gradient of the hidden states is read and written for each block.
+GPU_BLOCK_ELEMENTS = 2**27
 KEPT_ELEMENTS = 2**26  # no more in all are kept for the backward pass: a product in four is saved
 SMALLEST_BLOCK = 512  # of the vocabulary; below it, tokens are split too
+TILE = 128  # sides of a product that TPUs and GPUs compute without padding
 
 
 class TokenScores(NamedTuple):
@@ -90,8 +93,10 @@ def token_scores(
 
 
 def _even(vocab: int, block: int) -> int:
-    """Blocks of nearly equal size: the last one is not a sliver."""
-    return -(-vocab // -(-vocab // block))
+    """Blocks of nearly equal size, so that the last one is not a sliver; whole tiles, where they
+    overlap anyway."""
+    even = -(-vocab // -(-vocab // block))
+    return even if vocab % even == 0 else min(vocab, -(-even // TILE) * TILE)
 
 
 def _blocks(head: Array, block: int) -> tuple[Array, Array]:

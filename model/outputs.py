@@ -12,11 +12,11 @@ from .config import DecoderConfig
 from .decoder import Decoder, tokens_at
 from .execution import DEFAULT, Execution
 from .kernels import for_training, gradient_by
-from .logprobs import BLOCK_ELEMENTS, KEPT_ELEMENTS, token_scores
+from .logprobs import BLOCK_ELEMENTS, GPU_BLOCK_ELEMENTS, KEPT_ELEMENTS, token_scores
 from .pieces import by_piece, cut, join, pieces_of
 from .router import OUTPUTS as OF_ROUTERS
 from .router import ROUTER, kept_logits, router_outputs
-from .sharding import split_of_tokens
+from .sharding import platform_of, split_of_tokens
 
 Batch = Mapping[str, Array]
 Apply = Callable[..., dict[str, Array]]
@@ -64,6 +64,7 @@ def make_apply(
     if pieces > 1:
         _check_pieces(config)
     gradient = gradient_by(execution.training)
+    held = GPU_BLOCK_ELEMENTS if platform_of(mesh) == "gpu" else BLOCK_ELEMENTS
 
     def apply(
         params: Mapping,
@@ -146,7 +147,7 @@ def make_apply(
                 config.logit_cap,
                 "entropy" in want,
                 # The budgets are a device's, the tokens are everybody's.
-                BLOCK_ELEMENTS * split,
+                held * split,
                 KEPT_ELEMENTS * split,
                 gradient,
             )

@@ -69,6 +69,14 @@ def test_huge_logits_stay_finite():
     assert jnp.isfinite(grad(hidden)).all()
 
 
+def test_blocks_that_overlap_are_whole_tiles():
+    """50,304 in blocks of 1,024 at most would be 50 blocks of 1,007: no side of a fast product."""
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((8192, 16), (50_304, 16))]
+    shapes.append(jax.ShapeDtypeStruct((8192,), jnp.int32))
+    program = jax.jit(lambda *about: token_scores(*about).logp).lower(*shapes).as_text()
+    assert "8192x1024xf32" in program and "8192x1007xf32" not in program
+
+
 def test_the_compiled_program_holds_no_logits():
     """Nothing of [batch x time, vocabulary] stands in the program, and temporaries stay small."""
     tokens, vocab, width = 8 * 1024, 50_304, 16
