@@ -59,6 +59,7 @@ SHAPES = {
 }
 OURS, OURS_PACKED, FLASH, CUDNN = "aludel", "aludel-packed", "torch-flash", "torch-cudnn"
 PATHS = (OURS, OURS_PACKED, FLASH, CUDNN)
+MEMORY = "XLA_PYTHON_CLIENT_MEM_FRACTION"
 SHARE = 0.45  # of the GPU's memory, for each of two processes
 LEARNING_RATE = 1e-4  # small: the same batch again and again, without a warm-up
 DOCUMENTS = 4
@@ -161,8 +162,8 @@ def theirs(path: str, shape: Shape, how: How) -> tuple[dict, Callable]:
 MAKE = {OURS: ours, OURS_PACKED: ours, FLASH: theirs, CUDNN: theirs}
 
 
-def train(name: str, paths: list[str], how: How, rounds: int, keep: Callable[[dict], None]) -> dict:
-    """Every path at one shape, in turns; `keep` is given the figures so far after each round."""
+def train(name: str, paths: list[str], how: How, rounds: int, record: "Record") -> dict:
+    """Every path at one shape, in turns; what is known is recorded after each round."""
     shape = SHAPES[name]
     found: dict = {"shape": shape._asdict(), "how": how._asdict()}
     with contextlib.ExitStack() as running:
@@ -170,8 +171,11 @@ def train(name: str, paths: list[str], how: How, rounds: int, keep: Callable[[di
         for path in paths:  # all begin to compile
             own = how._replace(documents=DOCUMENTS if path == OURS_PACKED else 1)
             remotes[path] = running.enter_context(Remote(MAKE[path], path, shape, own))
-        found["paths"] = {path: remote.about for path, remote in remotes.items()}
-        keep(found)
+        found["paths"] = {}
+        for path, remote in remotes.items():
+            found["paths"][path] = about = dict(remote.about)
+            record.machine(path, about.pop("machine"))
+            record.keep("train", name, found)
         peak = remotes[OURS].about["machine"]["peak_flops"]
         alternate(remotes, 0)  # warm up
         taken: dict[str, list[float]] = {path: [] for path in paths}
@@ -181,7 +185,7 @@ def train(name: str, paths: list[str], how: How, rounds: int, keep: Callable[[di
             for path, seconds in turn.items():
                 taken[path] += seconds
             found["rows"] = rows_of(taken, shape, peak)
-            keep(found)
+            record.keep("train", name, found)
     print(table(found["rows"]))
     if not all(path.startswith(OURS) for path in paths):
         print(against_rival(found["rows"]))
@@ -230,21 +234,18 @@ def sampling_and_ppo(shape: Shape, how: How) -> tuple[dict, Callable]:
     return about, function
 
 
-def sample(remote: Remote, shape: Shape, rows: int, rounds: int) -> dict:
+def sample(remote: Remote, shape: Shape, rows: int, rounds: int, record: "Record") -> dict:
     """Sampling at this batch."""
+    record.machine("sample and ppo", remote.about["machine"])
     seconds = spreads([remote("sample", rows) for _ in range(WARM_UP + rounds)])
     rate = rows * asked(shape) / seconds["whole"]["median"]
     print(table([{"rows": rows, "tokens/s": rate, **medians(seconds)}]), flush=True)
-    return {
-        "machine": remote.about["machine"],
-        "tokens_each": asked(shape),
-        "tokens_per_second": rate,
-        "seconds": seconds,
-    }
+    return {"tokens_each": asked(shape), "tokens_per_second": rate, "seconds": seconds}
 
 
-def ppo(remote: Remote, shape: Shape, rounds: int) -> dict:
+def ppo(remote: Remote, shape: Shape, rounds: int, record: "Record") -> dict:
     """Iterations of PPO by phase, with the share of the peak of each phase's matrix products."""
+    record.machine("sample and ppo", remote.about["machine"])
     taken = [remote("ppo", PPO_ROWS) for _ in range(WARM_UP + rounds)]
     seconds = spreads([{**one, "whole": sum(one.values())} for one in taken])
     rate = PPO_ROWS / seconds["whole"]["median"]
@@ -252,7 +253,6 @@ def ppo(remote: Remote, shape: Shape, rounds: int) -> dict:
     shares = {n: f / seconds[n]["median"] / peak if peak else None for n, f in flops.items()}
     print(table([{"prompts": PPO_ROWS, "samples/s": rate, **medians(seconds)}]), flush=True)
     return {
-        "machine": remote.about["machine"],
         "tokens_each": asked(shape),
         "samples_per_second": rate,
         "seconds": seconds,
@@ -275,8 +275,12 @@ class Record:
 
     def __init__(self, path: str | None, about: dict) -> None:
         self._path, self._begin = path, time.perf_counter()
-        self._found: dict = {**about, "figures": {}}
+        self._found: dict = {**about, "machines": {}, "figures": {}}
         self.failed = False
+
+    def machine(self, name: str, about: dict) -> None:
+        """What the process of this path says of the machine."""
+        self._found["machines"][name] = about
 
     def keep(self, part: str, name: str, found: dict) -> None:
         """Put these figures in, and write the file."""
@@ -328,24 +332,26 @@ def main() -> None:
     if args.rounds < 1:
         parser.error("--rounds must be at least 1")
     prepare()
-    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(SHARE))
+    os.environ.setdefault(MEMORY, str(SHARE))
     jax.config.update("jax_platforms", "cpu")  # this process takes no memory of the GPU
     scan = None if args.scan is None else args.scan == "on"
     how = How("bfloat16", device, LEARNING_RATE, scan, args.remat)
-    flags = {"used": os.environ.get("XLA_FLAGS", ""), "set_by_aludel_pretrain": ""}
-    record = Record(args.out, {"gpu": driver(), "XLA_FLAGS": flags, "rounds": args.rounds})
+    environment = {name: os.environ.get(name, "") for name in ("XLA_FLAGS", MEMORY)}
+    environment["aludel_pretrain_sets"] = []
+    record = Record(args.out, {"gpu": driver(), "environment": environment, "rounds": args.rounds})
     for name in args.shapes if "train" in args.parts else ():
-        keep = partial(record.keep, "train", name)
-        record.attempt("train", name, partial(train, name, args.paths, how, args.rounds, keep))
+        run = partial(train, name, args.paths, how, args.rounds, record)
+        record.attempt("train", name, run)
     smallest = min(args.shapes, key=list(SHAPES).index)
     shape = SHAPES[smallest]
     if {"sample", "ppo"} & set(args.parts):
         with Remote(sampling_and_ppo, shape, how) as remote:
             for rows in BATCHES if "sample" in args.parts else ():
-                run = partial(sample, remote, shape, rows, args.rounds)
+                run = partial(sample, remote, shape, rows, args.rounds, record)
                 record.attempt("sample", f"{smallest}, {rows} rows", run)
             if "ppo" in args.parts:
-                record.attempt("ppo", smallest, partial(ppo, remote, shape, args.rounds))
+                run = partial(ppo, remote, shape, args.rounds, record)
+                record.attempt("ppo", smallest, run)
     if args.out:
         print(args.out)
     raise SystemExit(1 if record.failed else 0)
