@@ -46,6 +46,8 @@ def why_not_cudnn(
         return f"it computes in bfloat16 or float16, not {dtype}"
     if head_dim % 8 or head_dim > 128:
         return f"its heads are multiples of 8 up to 128, not {head_dim}"
+    if segments and length % 2:
+        return f"packed rows must have an even number of tokens, not {length}"
     if segments and length > LONGEST_WITH_SEGMENTS:
         return (
             f"packed rows need a dense mask, allowed up to {LONGEST_WITH_SEGMENTS} tokens, "
