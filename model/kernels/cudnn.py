@@ -10,7 +10,7 @@ import jax
 from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 
-from ..sharding import RULES
+from ..sharding import axes_of, free_axes, seen
 from .plain import visible_pairs
 
 LONGEST_WITH_SEGMENTS = 4096  # the mask of segments is dense: 16 MiB a row at this length
@@ -36,10 +36,16 @@ def cudnn_attention(
     args = (query, key, value) if segment_ids is None else (query, key, value, segment_ids)
     if mesh is None or mesh.size == 1:
         return attend(*args)
-    along = PartitionSpec(RULES["batch"], None, "tensor", None)
-    specs = (along, along, along, PartitionSpec(RULES["batch"], None))
+    rows = axes_of("batch", mesh)
+    along = PartitionSpec(rows, None, "tensor", None)
+    specs = (along, along, along, PartitionSpec(rows, None))
     return jax.shard_map(
-        attend, mesh=mesh, in_specs=specs[: len(args)], out_specs=along, check_vma=False
+        attend,
+        mesh=seen(mesh),
+        axis_names=set(free_axes(mesh)),
+        in_specs=specs[: len(args)],
+        out_specs=along,
+        check_vma=False,
     )(*args)
 
 
