@@ -117,14 +117,14 @@ def _logits(hidden: Array, rows: Array, inverse: Array, cap: float | None) -> tu
     return cap * squashed * inverse[:, None], (1.0 - squashed**2) * inverse[:, None]
 
 
-def _fresh(vocab: int, block: int, new: Array) -> Array | bool:
-    """Which columns of a block count: bool [block], or True where blocks do not overlap."""
-    return True if vocab % block == 0 else jnp.arange(block) >= block - new
-
-
-def _only(fresh: Array | bool, x: Array, other: float) -> Array:
-    """`x` [N, block] with `other` in the columns that do not count; no pass where all do."""
-    return x if fresh is True else jnp.where(fresh, x, other)
+def _columns(vocab: int, block: int, start: Array, new: Array) -> tuple[Array, Array | None]:
+    """(the token of each column of a block, -1 in those that do not count; which do, bool [block],
+    or None where blocks do not overlap)."""
+    tokens = start + jnp.arange(block)
+    if vocab % block == 0:
+        return tokens, None
+    fresh = jnp.arange(block) >= block - new
+    return jnp.where(fresh, tokens, -1), fresh
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -142,16 +142,17 @@ def _forward(hidden, head, targets, inverse, settings):
         start, new = where
         rows = jax.lax.dynamic_slice_in_dim(head, start, block)
         z, _ = _logits(hidden, rows, inverse, settings.cap)
-        fresh = _fresh(head.shape[0], block, new)
-        z = _only(fresh, z, -jnp.inf)
+        columns, fresh = _columns(head.shape[0], block, start, new)
+        if fresh is not None:  # not by a selection: its mask would be kept, [blocks, N, block]
+            z = z + jnp.where(fresh, 0.0, -jnp.inf)
         higher = jnp.maximum(top, z.max(axis=1))
         shrink = jnp.exp(top - higher)
         p = jnp.exp(z - higher[:, None])
         total = total * shrink + p.sum(axis=1)
         if settings.entropy:
             weighted = weighted * shrink + jnp.where(p > 0, p * z, 0.0).sum(axis=1)
-        hit = (start + jnp.arange(block))[None] == targets[:, None]
-        at_target = at_target + jnp.where(hit & fresh, z, 0.0).sum(axis=1)
+        hit = columns[None] == targets[:, None]
+        at_target = at_target + jnp.where(hit, z, 0.0).sum(axis=1)
         return (higher, total, weighted, at_target), None
 
     zeros = jnp.zeros(count)
@@ -185,9 +186,10 @@ def _backward(settings, saved, grads: TokenScores):
         grad = (grads.logsumexp - grads.logp)[:, None] * p
         if settings.entropy:
             grad = grad - grads.entropy[:, None] * p * (log_p + spread[:, None])
-        hit = (start + jnp.arange(block))[None] == targets[:, None]
+        columns, fresh = _columns(head.shape[0], block, start, new)
+        hit = columns[None] == targets[:, None]
         grad = (grad + jnp.where(hit, grads.logp[:, None], 0.0)) * slope
-        grad = _only(_fresh(head.shape[0], block, new), grad, 0.0).astype(hidden.dtype)
+        grad = (grad if fresh is None else grad * fresh).astype(hidden.dtype)
         product = partial(jnp.matmul, preferred_element_type=jnp.float32)
         grad_hidden = grad_hidden + product(grad, rows.astype(hidden.dtype))
         return grad_hidden, settings.gradient(grad, hidden)

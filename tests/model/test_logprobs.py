@@ -1,5 +1,7 @@
 """Scores in blocks, and their gradient, against the naive formula."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,3 +95,20 @@ def test_the_compiled_program_holds_no_logits():
     text = compiled.as_text()
     assert f"[{tokens},{vocab}]" not in text and f"[8,1024,{vocab}]" not in text
     assert compiled.memory_analysis().temp_size_in_bytes < tokens * vocab * 4 / 5
+
+
+def test_blocks_of_tokens_keep_nothing_of_the_vocabularys_size():
+    """What is the same for all of them is made once: no mask [blocks, tokens, block] among it."""
+
+    def loss(hidden, head, targets):
+        return token_scores(hidden, head, targets, None, None, True, 2**13, 0).logp.sum()
+
+    shapes = (
+        jax.ShapeDtypeStruct((64, 8), jnp.float32),
+        jax.ShapeDtypeStruct((2051, 8), jnp.float32),
+        jax.ShapeDtypeStruct((64,), jnp.int32),
+    )
+    text = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*shapes).as_text()
+    stacks = [tuple(map(int, found)) for found in re.findall(r"tensor<(\d+)x(\d+)x(\d+)x", text)]
+    assert (5, 411, 8) in stacks  # the gradient of the head's blocks
+    assert not [one for one in stacks if one[0] > 1 and {16, 411} <= set(one)]
