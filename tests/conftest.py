@@ -1,10 +1,14 @@
-"""What every test runs in: 8 simulated devices on the CPU and a cache folder of its own."""
+"""What every test runs in: 8 simulated devices on the CPU and a cache folder of the session."""
 
 import os
 import shutil
 import tempfile
 
-CACHE = tempfile.mkdtemp(prefix="aludel-tests-")
+# Of all processes of a session: the first makes it, those that it starts find it named.
+FIRST = "ALUDEL_TESTS_CACHE" not in os.environ
+if FIRST:
+    os.environ["ALUDEL_TESTS_CACHE"] = tempfile.mkdtemp(prefix="aludel-tests-")
+CACHE = os.environ["ALUDEL_TESTS_CACHE"]
 
 # Before anything imports JAX.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -13,8 +17,13 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 os.environ["XLA_FLAGS"] = f"{FLAGS} {os.environ.get('XLA_FLAGS', '')}".strip()
 os.environ["ALUDEL_CACHE"] = CACHE
+# A program that an earlier test has compiled is not compiled again: a third of the time.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(CACHE, "compiled")
+os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = "-1"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 
 def pytest_unconfigure() -> None:
     """Remove the session's cache."""
-    shutil.rmtree(CACHE, ignore_errors=True)
+    if FIRST:
+        shutil.rmtree(CACHE, ignore_errors=True)

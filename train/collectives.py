@@ -117,19 +117,32 @@ def _times(text: str, parts: dict[str, list[str]]) -> dict[str, int]:
         for line in parts[name]:
             loop = re.search(r"condition=%([^\s,]+), body=%([^\s,]+)", line)
             if loop:
-                waiting.append((loop.group(2), count * _trips(parts[loop.group(1)])))
+                waiting.append((loop.group(2), count * _trips(*(parts[n] for n in loop.groups()))))
                 continue
             for several, one in re.findall(CALLED, line):
                 waiting += [(n.strip().lstrip("%"), count) for n in (several or one).split(",")]
     return times
 
 
-def _trips(condition: list[str]) -> int:
-    """Of a loop that counts from 0 to a constant."""
-    bounds = [int(n) for line in condition for n in re.findall(r"s32\[\] constant\((\d+)\)", line)]
+def _trips(condition: list[str], body: list[str]) -> int:
+    """Of a loop that counts from 0 to a constant, by ones or by another constant."""
+    number = r"%(\S+) = [su]32\[\] constant\((\d+)\)"
+    bounds = [n for line in condition for _, n in re.findall(number, line)]
     if len(bounds) != 1:
         raise ValueError(f"a loop whose length cannot be read: {condition}")
-    return bounds[0]
+    place = next(
+        (n for line in condition for n in re.findall(r" [su]32\[\] .*index=(\d+)", line)), 0
+    )
+    root = next((line for line in body if line.lstrip().startswith("ROOT")), "")
+    results = re.findall(r"%([^\s,()]+)", root.partition(" tuple(")[2])
+    step = 1
+    if int(place) < len(results):
+        constants = dict(pair for line in body for pair in re.findall(number, line))
+        counted = rf"%{re.escape(results[int(place)])} = \S+ add\((.*?)\)"
+        added = next((m.group(1) for line in body if (m := re.search(counted, line))), "")
+        known = [constants[n] for n in re.findall(r"%([^\s,()]+)", added) if n in constants]
+        step = int(known[0]) if known else 1
+    return -(-int(bounds[0]) // step)
 
 
 def _bytes(shape: str) -> int:

@@ -50,6 +50,7 @@ def test_both_corpora_hold_their_documents(tmp_path, roots):
     assert len(large["train"]) + len(large["validation"]) == 180
 
 
+@pytest.mark.slow
 def test_exercises_are_the_same_whatever_the_library(tmp_path, roots):
     found = contents("exercises", tmp_path / "cache", roots)
     assert not set(found["train"]) & set(found["validation"])

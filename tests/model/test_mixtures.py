@@ -145,10 +145,8 @@ def test_a_cache_changes_nothing(execution):
     np.testing.assert_allclose(jnp.concatenate(parts, axis=1), want, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "dtype, tolerance",
-    [("float32", 1e-4), pytest.param("bfloat16", 0.2, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-4), ("bfloat16", 0.2)])
 def test_log_probs_of_the_sampler_are_the_trainers(dtype, tolerance):
     config = DecoderConfig(**{**BASE, "dtype": dtype})
     params = _params(config=config)

@@ -143,6 +143,7 @@ def test_it_goes_on_exactly_where_it_was(tuned, prompts, rewards, tmp_path, divi
     assert lines_of(tmp_path / "parts") == lines_of(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_it_ends_when_the_budget_of_kl_is_spent(tuned, prompts, rewards, tmp_path, capfd):
     config = config_of(
         tuned, prompts, tmp_path / "run", reward_fn=f"{rewards}:share_of_y", steps=20, kl=0.0
@@ -159,6 +160,7 @@ def test_it_ends_when_the_budget_of_kl_is_spent(tuned, prompts, rewards, tmp_pat
     assert lines_of(run.path) == before and run.read("summary.json")["steps"] == steps
 
 
+@pytest.mark.slow
 def test_with_a_reward_run(tuned, prompts, tmp_path):
     records = [
         {"prompt": f"say {n}", "chosen": "y" * (1 + n % 5), "rejected": "n" * (1 + n % 4)}
@@ -200,6 +202,7 @@ def test_with_a_reward_run(tuned, prompts, tmp_path):
     assert max(jax.tree.leaves(moved)) > 1e-5
 
 
+@pytest.mark.slow
 def test_rewards_are_added_up_by_their_weights(tuned, prompts, rewards, tmp_path):
     first = {}
     for name, spec in {
@@ -245,6 +248,7 @@ def test_a_failing_reward_is_told_and_the_run_is_saved(tuned, prompts, rewards, 
     assert [line["step"] for line in lines_of(tmp_path / "run")] == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_the_algorithm_that_the_docs_show(tuned, prompts, rewards, tmp_path):
     text = (Path(__file__).parents[2] / "docs" / "losses.md").read_text()
     code = re.search(r"```python\n# smooth\.py\n(.*?)```", text, re.S).group(1)

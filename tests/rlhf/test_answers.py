@@ -4,6 +4,7 @@ from functools import partial
 
 import jax
 import numpy as np
+import pytest
 
 from aludel.model import (
     DecoderConfig,
@@ -21,6 +22,7 @@ CONFIG = DecoderConfig(
 )
 
 
+@pytest.mark.slow
 def test_many_are_drawn_as_one_is(monkeypatch):
     params = init_params(CONFIG, Execution(), jax.random.key(0))
     random = np.random.default_rng(0)

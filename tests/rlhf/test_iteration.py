@@ -75,7 +75,8 @@ def run(iterations=3, **changes):
     return state, found
 
 
-@pytest.mark.parametrize("passes", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("passes", [1, 2])
 def test_read_once_or_twice(passes):
     """Microbatches are read before the update; all at once in it: parameters and figures agree."""
     (once, figures), (twice, expected) = (

@@ -30,6 +30,7 @@ def rollout(params):
     return make_rollout(CONFIG, sampling, Execution())(params, prompts, jax.random.key(1))
 
 
+@pytest.mark.slow
 def test_log_probs_and_values_are_those_of_rows_apart(params, rollout):
     apply = make_apply(CONFIG, Execution())
     answers = pack(rollout, LENGTH)

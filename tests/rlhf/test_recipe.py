@@ -107,6 +107,7 @@ def material(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_material_is_written_once_and_the_same_again(material, tmp_path):
     names = sorted(path.name for path in material.iterdir())
     before = {name: (material / name).read_bytes() for name in names}

@@ -112,7 +112,7 @@ def test_experience_by_hand():
     assert figures["reward_mean"] == 2.5 and figures["stop_rate"] == 0.5
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_ppo_learns_a_reward_that_is_known(seed):
     """The share of an answer's tokens that four divides rises from below 50% to 90% and more."""
     config = DecoderConfig(**SHAPE)

@@ -44,11 +44,10 @@ def command(text: Path, out: Path, *flags: str, config: str = "demo") -> list[st
 
 
 def environment(devices: int = 1, compiled: bool = True) -> dict[str, str]:
-    """What a subprocess runs in; `compiled`: programs compiled by earlier ones are kept."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    """What a subprocess runs in; `compiled`: all programs compiled by earlier ones are kept."""
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     out = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "COLUMNS": "200"}
     if compiled:
-        out["JAX_COMPILATION_CACHE_DIR"] = str(Path(os.environ["ALUDEL_CACHE"]) / "compiled")
         out["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     return out
 
@@ -100,8 +99,7 @@ class Job:
         self._folder = folder
         self.processes = []
         for number, words in enumerate(commands):
-            flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"
-            env = {**environment(), "XLA_FLAGS": flags, "ALUDEL_LOST_SECONDS": str(lost)}
+            env = {**environment(), "ALUDEL_LOST_SECONDS": str(lost)}
             env |= (last or {}) if number == count - 1 else {}
             place = ["--coordinator", address, "--processes", str(count), "--process", str(number)]
             out, err = (open(folder / f"{number}.{stream}", "w") for stream in ("out", "err"))

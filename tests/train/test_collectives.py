@@ -96,6 +96,22 @@ TEXT = """HloModule one
   ROOT %less = pred[] compare(%x, %constant.1), direction=LT
 }
 
+%twice (y: (u32[], f32[8])) -> (u32[], f32[8]) {
+  %y = (u32[], f32[8]{0}) parameter(0)
+  %number = u32[] get-tuple-element(%y), index=0
+  %constant.2 = u32[] constant(2)
+  %add.1 = u32[] add(%number, %constant.2)
+  %all-gather.2 = f32[8]{0} all-gather(%y), replica_groups={{0,1},{2,3},{4,5},{6,7}}, dimensions={0}
+  ROOT %tuple = (u32[], f32[8]{0}) tuple(%add.1, %all-gather.2)
+}
+
+%below (y: (u32[], f32[8])) -> pred[] {
+  %y = (u32[], f32[8]{0}) parameter(0)
+  %number = u32[] get-tuple-element(%y), index=0
+  %constant.3 = u32[] constant(5)
+  ROOT %compare = pred[] compare(%number, %constant.3), direction=LT
+}
+
 %one (x: f32[8]) -> f32[8] {
   %x = f32[8]{0} parameter(0)
 }
@@ -106,6 +122,7 @@ TEXT = """HloModule one
 
 ENTRY %main (p: f32[8]) -> f32[8] {
   %while = f32[8]{0} while(%p), condition=%condition, body=%body
+  %while.1 = (u32[], f32[8]{0}) while(%p), condition=%below, body=%twice
   %conditional = f32[8]{0} conditional(%p, %p, %p), branch_computations={%one, %other}
   %all-reduce.1 = f32[16]{0} all-reduce(%while), replica_groups=[4,2]<=[8], to_apply=%add
   %reshape.1 = f32[4,4]{1,0} reshape(%all-reduce.1)
@@ -123,6 +140,7 @@ def test_exchanges_are_read_from_the_text():
     mesh = Mesh(grid.devices.reshape(2, 2, 2), ("data", "fsdp", "tensor"))
     assert collectives_of(TEXT, mesh) == [
         Collective("all-gather", ("data",), 2, 64 * 2 * 4, 5),
+        Collective("all-gather", ("tensor",), 2, 8 * 4, 3),  # 0, 2, 4
         Collective("all-to-all", ("tensor",), 2, 8 * 4, 1),
         Collective("reduce-scatter", ("tensor",), 2, 16 * 4, 1),
         Collective("all-reduce", ("data",), 2, 20 * 2, 1),

@@ -230,6 +230,7 @@ def test_due():
     assert [at for at in range(1, 8) if due(at, 0, 7)] == [7]
 
 
+@pytest.mark.slow
 def test_a_run_does_not_begin_on_figures_that_a_lost_signal_cut_short(tmp_path):
     """Its first line would lack them for good: no later session evaluates step 0."""
 

@@ -168,6 +168,7 @@ def test_predict_prints_the_recipe_of_a_folder(folder, tmp_path, capsys):
         read_recipe(out)
 
 
+@pytest.mark.slow
 def test_a_table_has_no_recipe(tmp_path, capsys):
     path, out = tmp_path / "runs.csv", tmp_path / "fit"
     rows = [(run.params, run.tokens, TRUE.loss(run.params, run.tokens)) for run in planned(SWEEP)]

@@ -140,6 +140,7 @@ def test_a_rate_that_diverged_is_never_the_best():
         tuning_of([0.5, 1.0], [None, float("nan")])
 
 
+@pytest.mark.slow
 def test_a_finished_run_of_other_settings_is_not_taken(sweep, undisturbed, tmp_path):
     """As one is that was made before the rates were tried, or with other ones."""
     out = tmp_path / "runs"
