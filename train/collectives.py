@@ -135,14 +135,23 @@ def _trips(condition: list[str], body: list[str]) -> int:
     )
     root = next((line for line in body if line.lstrip().startswith("ROOT")), "")
     results = re.findall(r"%([^\s,()]+)", root.partition(" tuple(")[2])
-    step = 1
-    if int(place) < len(results):
-        constants = dict(pair for line in body for pair in re.findall(number, line))
-        counted = rf"%{re.escape(results[int(place)])} = \S+ add\((.*?)\)"
-        added = next((m.group(1) for line in body if (m := re.search(counted, line))), "")
-        known = [constants[n] for n in re.findall(r"%([^\s,()]+)", added) if n in constants]
-        step = int(known[0]) if known else 1
-    return -(-int(bounds[0]) // step)
+    counter = results[int(place)] if int(place) < len(results) else ""
+    return -(-int(bounds[0]) // (_added(counter, body, number) or 1))
+
+
+def _added(name: str, body: list[str], number: str) -> int:
+    """The constants, found by the pattern `number`, that an instruction adds to a loop's counter,
+    one addition behind the other."""
+    constants = dict(pair for line in body for pair in re.findall(number, line))
+    added, addition = 0, re.compile(r"%(\S+) = \S+ add\(.*?%([^\s,()]+), .*?%([^\s,()]+)\)")
+    sums = {m.group(1): m.groups()[1:] for line in body if (m := addition.search(line))}
+    while name in sums:
+        known = [one for one in sums[name] if one in constants]
+        if not known:
+            return 0
+        added += int(constants[known[0]])
+        name = next((one for one in sums[name] if one not in constants), "")
+    return added
 
 
 def _bytes(shape: str) -> int:

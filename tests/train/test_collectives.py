@@ -99,8 +99,9 @@ TEXT = """HloModule one
 %twice (y: (u32[], f32[8])) -> (u32[], f32[8]) {
   %y = (u32[], f32[8]{0}) parameter(0)
   %number = u32[] get-tuple-element(%y), index=0
-  %constant.2 = u32[] constant(2)
-  %add.1 = u32[] add(%number, %constant.2)
+  %constant.2 = u32[] constant(1)
+  %add.0 = u32[] add(%number, %constant.2)
+  %add.1 = u32[] add(%add.0, %constant.2)
   %all-gather.2 = f32[8]{0} all-gather(%y), replica_groups={{0,1},{2,3},{4,5},{6,7}}, dimensions={0}
   ROOT %tuple = (u32[], f32[8]{0}) tuple(%add.1, %all-gather.2)
 }
