@@ -18,7 +18,7 @@ from .config import GATED, DecoderConfig
 from .grouped import block_of, mixture
 from .layers import Linear, Weights, output_init
 from .router import ROUTER, choose_experts
-from .sharding import check_experts, free_axes, mesh_spec, named_in, platform_of, seen, varying
+from .sharding import check_experts, free_axes, mesh_spec, named_in, platform_of, seen
 
 
 class Experts(nn.Module):
@@ -93,7 +93,6 @@ def _on_mesh(
     )
     # What a device adds is part of the sum over the axes that divide experts and hidden widths.
     summed = named_in(down[:2])
-    used = tuple(dict.fromkeys(named_in(tokens) + named_in(down)))
     # Of tokens, a device needs those of all who share its experts, or a part of each.
     shared = [(axis, dim) for dim in (1, 0) for axis in named_in(tokens[dim : dim + 1])]
     shared = [(axis, dim) for axis, dim in shared if axis in ("expert", "tensor")]
@@ -110,11 +109,9 @@ def _on_mesh(
         axis_names=set(free_axes(mesh)),
         in_specs=specs,
         out_specs=tokens,
+        check_vma=False,  # rows that are not divided are the same on all, which it does not see
     )
-    def add_up(*about):
-        x, weights, chosen, into, out = jax.tree.map(
-            lambda x, spec: varying(x, spec, used), about, specs
-        )
+    def add_up(x, weights, chosen, into, out):
         into, out = tuple(whole(one, 1, up) for one in into), whole(out, 2, down)
         for axis, dim in shared:
             x, weights, chosen = (

@@ -15,13 +15,15 @@ and their gradients, p = softmax(z):
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import Mesh, PartitionSpec
 
 from .kernels import gradient_by
+from .sharding import free_axes, mesh_spec, seen
 
 BY_XLA = gradient_by("xla")
 BLOCK_ELEMENTS = 2**23  # logits held at once: 32 MiB of float32
@@ -40,6 +42,16 @@ class TokenScores(NamedTuple):
     entropy: Array
 
 
+class Shares(NamedTuple):
+    """The axes of a mesh that divide `head`, where each device computes with its own part."""
+
+    vocab: tuple[str, ...] = ()
+    width: tuple[str, ...] = ()
+
+
+WHOLE = Shares()
+
+
 class Settings(NamedTuple):
     """What is fixed at compile time."""
 
@@ -47,6 +59,7 @@ class Settings(NamedTuple):
     entropy: bool
     block: int  # of the vocabulary
     gradient: Callable[[Array, Array], Array]  # (x, y) -> x transposed @ y: that of `head`
+    shares: Shares
 
 
 def token_scores(
@@ -59,6 +72,7 @@ def token_scores(
     block_elements: int = BLOCK_ELEMENTS,
     kept_elements: int = KEPT_ELEMENTS,
     gradient: Callable[[Array, Array], Array] = BY_XLA,
+    shares: Shares = WHOLE,
 ) -> TokenScores:
     """Scores of `targets` under softmax(cap(hidden @ head.T) / temperature).
 
@@ -66,7 +80,7 @@ def token_scores(
     Differentiable in hidden and head. Products are taken in the dtype of `hidden`, summed in
     float32. Logits of up to `kept_elements` are kept for the backward pass; of more,
     `block_elements` are held at once and computed twice. gradient: what computes that of
-    `head` (`kernels.gradient_by`).
+    `head` (`kernels.gradient_by`). shares: see `scores_on_mesh`.
     """
     count, vocab = hidden.shape[0], head.shape[0]
     if count * vocab <= kept_elements:
@@ -75,7 +89,7 @@ def token_scores(
     tokens = max(1, block_elements // min(vocab, SMALLEST_BLOCK))
     pieces = -(-count // tokens)
     block = min(vocab, max(SMALLEST_BLOCK, block_elements // -(-count // pieces)))
-    settings = Settings(cap, entropy, _even(vocab, block), gradient)
+    settings = Settings(cap, entropy, _even(vocab, block), gradient, shares)
     if pieces == 1:
         return _scores(hidden, head, targets, inverse, settings)
     pad = -count % pieces
@@ -107,10 +121,67 @@ def _blocks(head: Array, block: int) -> tuple[Array, Array]:
     return jnp.minimum(starts, vocab - block), jnp.minimum(starts + block, vocab) - starts
 
 
+def scores_on_mesh(
+    hidden: Array,
+    head: Array,
+    targets: Array,
+    temperature: Array | None,
+    mesh: Mesh | None,
+    **settings: Any,
+) -> TokenScores:
+    """`token_scores` of tokens that lie on a mesh as they do between blocks: hidden [B, T, width],
+    head [V, width], targets i32[B, T], temperature f32[B] or None -> [B, T]; settings: as there,
+    the budgets a device's.
+
+    Where the vocabulary is divided, each device scores all tokens of its rows against its part, and
+    what is exchanged is the maximum, the sum and the target's logit of each token. Where the width
+    is, a block is gathered when its turn comes, and its gradient scattered.
+    """
+
+    def run(hidden: Array, head: Array, targets: Array, rows: Array | None) -> TokenScores:
+        if shares.vocab and lies[1]:
+            hidden = jax.lax.all_gather(hidden, lies[1], axis=1, tiled=True)
+        each = None if rows is None else jnp.repeat(rows, targets.shape[1])
+        flat = (hidden.reshape(-1, hidden.shape[-1]), head, targets.reshape(-1), each)
+        scores = token_scores(*flat, **settings, shares=shares)
+        return jax.tree.map(lambda x: x.reshape(targets.shape), scores)
+
+    shares, lies = WHOLE, PartitionSpec()
+    if mesh is None or mesh.size == 1:
+        return run(hidden, head, targets, temperature)
+    held = mesh_spec(("vocab", "embed"), head.shape, mesh)
+    lies = mesh_spec(("batch", "sequence", "width"), hidden.shape, mesh)
+    shares = Shares(held[0] or (), held[1] or ())
+    tokens = PartitionSpec(lies[0], None if shares.vocab else lies[1])
+    return jax.shard_map(
+        run,
+        mesh=seen(mesh),
+        axis_names=set(free_axes(mesh)),
+        in_specs=(lies, held, tokens, PartitionSpec(lies[0])),
+        out_specs=tokens,
+        check_vma=False,  # loops begin with zeros that are the same everywhere
+    )(hidden, head, targets, temperature)
+
+
+def _block_of(head: Array, start: Array, dtype: Any, settings: Settings) -> Array:
+    """[block, width] of the head, in this dtype; gathered, where its width is divided."""
+    rows = jax.lax.dynamic_slice_in_dim(head, start, settings.block).astype(dtype)
+    axes = settings.shares.width
+    return jax.lax.all_gather(rows, axes, axis=1, tiled=True) if axes else rows
+
+
+def _own(targets: Array, head: Array, shares: Shares) -> Array:
+    """Targets as numbers of this device's part of the vocabulary; -2, which is none, of another."""
+    if not shares.vocab:
+        return targets
+    own = targets - jax.lax.axis_index(shares.vocab) * len(head)
+    return jnp.where((own >= 0) & (own < len(head)), own, -2)
+
+
 def _logits(hidden: Array, rows: Array, inverse: Array, cap: float | None) -> tuple[Array, Array]:
     """z [N, block] and dz/d(raw logit), float32."""
     product = partial(jnp.matmul, preferred_element_type=jnp.float32)
-    raw = product(hidden, rows.astype(hidden.dtype).T)
+    raw = product(hidden, rows.T)
     if cap is None:
         return raw * inverse[:, None], inverse[:, None]
     squashed = jnp.tanh(raw / cap)
@@ -136,11 +207,12 @@ def _scores(
 
 def _forward(hidden, head, targets, inverse, settings):
     count, block = hidden.shape[0], settings.block
+    own = _own(targets, head, settings.shares)
 
     def visit(carry, where):
         top, total, weighted, at_target = carry
         start, new = where
-        rows = jax.lax.dynamic_slice_in_dim(head, start, block)
+        rows = _block_of(head, start, hidden.dtype, settings)
         z, _ = _logits(hidden, rows, inverse, settings.cap)
         columns, fresh = _columns(head.shape[0], block, start, new)
         if fresh is not None:  # not by a selection: its mask would be kept, [blocks, N, block]
@@ -151,7 +223,7 @@ def _forward(hidden, head, targets, inverse, settings):
         total = total * shrink + p.sum(axis=1)
         if settings.entropy:
             weighted = weighted * shrink + jnp.where(p > 0, p * z, 0.0).sum(axis=1)
-        hit = columns[None] == targets[:, None]
+        hit = columns[None] == own[:, None]
         at_target = at_target + jnp.where(hit, z, 0.0).sum(axis=1)
         return (higher, total, weighted, at_target), None
 
@@ -159,6 +231,11 @@ def _forward(hidden, head, targets, inverse, settings):
     carry = (jnp.full(count, -jnp.inf), zeros, zeros, zeros)
     carry = _each_block(visit, carry, _blocks(head, block))[0]
     top, total, weighted, at_target = carry
+    if settings.shares.vocab:
+        highest = jax.lax.pmax(top, settings.shares.vocab)
+        shrink, top = jnp.exp(top - highest), highest
+        sums = (total * shrink, weighted * shrink, at_target)
+        total, weighted, at_target = jax.lax.psum(sums, settings.shares.vocab)
     logsumexp = top + jnp.log(total)
     spread = logsumexp - weighted / total if settings.entropy else zeros
     scores = TokenScores(at_target - logsumexp, logsumexp, spread)
@@ -175,11 +252,14 @@ def _each_block(visit, carry, blocks):
 
 def _backward(settings, saved, grads: TokenScores):
     hidden, head, targets, inverse, logsumexp, spread = saved
-    block = settings.block
+    block, shares = settings.block, settings.shares
+    own = _own(targets, head, shares)
+    if shares.vocab:  # each device is given its share of the gradient of what is the same on all
+        grads = jax.lax.psum(grads, shares.vocab)
 
     def visit(grad_hidden, where):
         start, new = where
-        rows = jax.lax.dynamic_slice_in_dim(head, start, block)
+        rows = _block_of(head, start, hidden.dtype, settings)
         z, slope = _logits(hidden, rows, inverse, settings.cap)
         log_p = z - logsumexp[:, None]
         p = jnp.exp(log_p)
@@ -187,12 +267,17 @@ def _backward(settings, saved, grads: TokenScores):
         if settings.entropy:
             grad = grad - grads.entropy[:, None] * p * (log_p + spread[:, None])
         columns, fresh = _columns(head.shape[0], block, start, new)
-        hit = columns[None] == targets[:, None]
+        hit = columns[None] == own[:, None]
         grad = (grad + jnp.where(hit, grads.logp[:, None], 0.0)) * slope
         grad = (grad if fresh is None else grad * fresh).astype(hidden.dtype)
         product = partial(jnp.matmul, preferred_element_type=jnp.float32)
-        grad_hidden = grad_hidden + product(grad, rows.astype(hidden.dtype))
-        return grad_hidden, settings.gradient(grad, hidden)
+        grad_hidden = grad_hidden + product(grad, rows)
+        grad_rows = settings.gradient(grad, hidden)
+        if shares.width:
+            grad_rows = jax.lax.psum_scatter(
+                grad_rows, shares.width, scatter_dimension=1, tiled=True
+            )
+        return grad_hidden, grad_rows
 
     zero = jnp.zeros(hidden.shape, jnp.float32)
     grad_hidden, grad_rows = _each_block(visit, zero, _blocks(head, block))

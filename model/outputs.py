@@ -12,11 +12,11 @@ from .config import DecoderConfig
 from .decoder import Decoder, tokens_at
 from .execution import DEFAULT, Execution
 from .kernels import for_training, gradient_by
-from .logprobs import BLOCK_ELEMENTS, GPU_BLOCK_ELEMENTS, KEPT_ELEMENTS, token_scores
+from .logprobs import BLOCK_ELEMENTS, GPU_BLOCK_ELEMENTS, scores_on_mesh
 from .pieces import by_piece, cut, join, pieces_of
 from .router import OUTPUTS as OF_ROUTERS
 from .router import ROUTER, kept_logits, router_outputs
-from .sharding import platform_of, split_of_tokens
+from .sharding import platform_of
 
 Batch = Mapping[str, Array]
 Apply = Callable[..., dict[str, Array]]
@@ -137,19 +137,16 @@ def make_apply(
             if temperature is not None:
                 temperature = jnp.repeat(temperature, len(targets) // len(temperature))
                 temperature = by_piece(temperature, lying)
-                temperature = jnp.repeat(temperature, shape[-1] // pieces_of(lying))
-            split = split_of_tokens(mesh)
-            scores = token_scores(
-                hidden.reshape(-1, config.width),
+            scores = scores_on_mesh(
+                hidden,
                 head_of(params, config),
-                cut(targets, lying).reshape(-1),
+                cut(targets, lying),
                 temperature,
-                config.logit_cap,
-                "entropy" in want,
-                # The budgets are a device's, the tokens are everybody's.
-                held * split,
-                KEPT_ELEMENTS * split,
-                gradient,
+                mesh,
+                cap=config.logit_cap,
+                entropy="entropy" in want,
+                block_elements=held,
+                gradient=gradient,
             )
             out |= {name: whole(getattr(scores, name)) for name in of_head}
         return out

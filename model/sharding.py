@@ -148,13 +148,6 @@ def named_in(spec: Iterable) -> tuple[str, ...]:
     return tuple(axis for axes in each for axis in axes)
 
 
-def varying(x: Array, spec: PartitionSpec, used: tuple[str, ...]) -> Array:
-    """In a `shard_map`, `x` of this spec as what differs along all axes that are used: its gradient
-    is added up over those that the spec does not name."""
-    missing = tuple(axis for axis in used if axis not in named_in(spec))
-    return jax.lax.pcast(x, missing, to="varying") if missing else x
-
-
 def tree_shardings(boxed, mesh: Mesh):
     """NamedShardings for a tree of parameters boxed with logical names (`nn.Partitioned`)."""
 
