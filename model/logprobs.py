@@ -27,8 +27,9 @@ from .sharding import free_axes, mesh_spec, seen
 
 BY_XLA = gradient_by("xla")
 BLOCK_ELEMENTS = 2**23  # logits held at once: 32 MiB of float32
-# On a GPU 512 MiB: the gradient of the hidden states is read and written for each block.
-GPU_BLOCK_ELEMENTS = 2**27
+# Elsewhere more: the gradient of the hidden states is read and written for each block, and on a
+# mesh the head is gathered for each part of the tokens. 512 MiB on a GPU, 128 of a TPU's fewer.
+BLOCK_ELEMENTS_OF = {"gpu": 2**27, "tpu": 2**25}
 KEPT_ELEMENTS = 2**26  # no more in all are kept for the backward pass: a product in four is saved
 SMALLEST_BLOCK = 512  # of the vocabulary; below it, tokens are split too
 TILE = 128  # sides of a product that TPUs and GPUs compute without padding

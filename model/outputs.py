@@ -12,7 +12,7 @@ from .config import DecoderConfig
 from .decoder import Decoder, tokens_at
 from .execution import DEFAULT, Execution
 from .kernels import for_training, gradient_by
-from .logprobs import BLOCK_ELEMENTS, GPU_BLOCK_ELEMENTS, scores_on_mesh
+from .logprobs import BLOCK_ELEMENTS, BLOCK_ELEMENTS_OF, scores_on_mesh
 from .pieces import by_piece, cut, join, pieces_of
 from .router import OUTPUTS as OF_ROUTERS
 from .router import ROUTER, kept_logits, router_outputs
@@ -64,7 +64,7 @@ def make_apply(
     if pieces > 1:
         _check_pieces(config)
     gradient = gradient_by(execution.training)
-    held = GPU_BLOCK_ELEMENTS if platform_of(mesh) == "gpu" else BLOCK_ELEMENTS
+    held = BLOCK_ELEMENTS_OF.get(platform_of(mesh), BLOCK_ELEMENTS)
 
     def apply(
         params: Mapping,
