@@ -13,6 +13,7 @@ PACKAGES = [
     "aludel.model.kernels",
     "aludel.data",
     "aludel.train",
+    "aludel.train.planning",
     "aludel.train.probes",
     "aludel.train.scaling",
     "aludel.rlhf",

@@ -1,5 +1,6 @@
-"""The command `aludel`: `commands` holds those that are short, `data` and `scale` their own; the
-rest is what they share: how arguments are read, where settings come from, how a command ends.
+"""The command `aludel`: `commands` holds those that are short, `data`, `plan` and `scale` their
+own; the rest is what they share: how arguments are read, where settings come from, how a command
+ends.
 """
 
 from .commands import main, run

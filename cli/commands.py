@@ -14,6 +14,7 @@ from .data import data
 from .ending import end, fail, stoppable
 from .environment import keep_stdout, prepare, tpu_is_there
 from .parsing import Parser, add_probes, taken
+from .plan import plan
 from .scale import scale
 from .settings import find_config
 
@@ -34,6 +35,7 @@ usage: aludel COMMAND ...
   scale run|fit|predict      ladders of runs, their scaling laws, what a larger one will reach
   scale probe FOLDER         what a ladder's runs can do, and whether suddenly
   scale noise RUN            the gradient noise scale: up to what batch more rows save steps
+  plan CONFIG --topology T   will it fit on a pod, how fast, how long, at what cost
 
 aludel COMMAND --help says more; aludel pretrain CONFIG --help lists every setting."""
 
@@ -411,6 +413,7 @@ COMMANDS = {
     "probe": probe,
     "data": data,
     "scale": scale,
+    "plan": plan,
 }
 
 

@@ -23,7 +23,10 @@ def test_the_loss_that_the_page_shows_keeps_the_contract(page, tmp_path):
     check_loss(load_loss(f"{tmp_path / 'focal.py'}:focal"))
 
 
-PAGES = ["README.md", *(f"docs/{name}.md" for name in ("losses", "log", "pods", "scaling"))]
+PAGES = [
+    "README.md",
+    *(f"docs/{name}.md" for name in ("losses", "log", "planning", "pods", "scaling")),
+]
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -83,14 +83,14 @@ def collectives_of(text: str, mesh: Mesh) -> list[Collective]:
             if not match:
                 continue
             result, shape, kind = match.groups()
-            group = _group(line, kind)
-            size = _bytes(shape)
+            group = group_of(line, kind)
+            size = bytes_of(shape)
             if kind == "reduce-scatter":  # its result is a share
                 size *= len(group)
             elif kind == "all-reduce" and _only_sliced(result, lines):
                 kind = "reduce-scatter"
             if len(group) > 1:
-                found.append(Collective(kind, _axes(group, mesh), len(group), size, times[name]))
+                found.append(Collective(kind, axes_of(group, mesh), len(group), size, times[name]))
     return found
 
 
@@ -154,7 +154,7 @@ def _added(name: str, body: list[str], number: str) -> int:
     return added
 
 
-def _bytes(shape: str) -> int:
+def bytes_of(shape: str) -> int:
     """Of an array or a tuple of arrays."""
     return sum(
         BYTES[kind] * math.prod(int(n) for n in sizes.split(",") if n)
@@ -174,7 +174,7 @@ def _only_sliced(name: str, lines: list[str]) -> bool:
     )
 
 
-def _group(line: str, kind: str) -> list[int]:
+def group_of(line: str, kind: str) -> list[int]:
     """The numbers of the devices that take part in the first of the exchanges of a line."""
     if kind == "collective-permute":
         pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", line).group(1)
@@ -216,7 +216,7 @@ def _iota(dims: str, order: str | None) -> np.ndarray:
     return grid.transpose(_numbers(order)) if order else grid
 
 
-def _axes(group: list[int], mesh: Mesh) -> tuple[str, ...]:
+def axes_of(group: list[int], mesh: Mesh) -> tuple[str, ...]:
     """The axes of the mesh along which the devices of a group lie."""
     places = np.array(np.unravel_index(group, mesh.devices.shape))
     return tuple(

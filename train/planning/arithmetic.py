@@ -1,0 +1,220 @@
+"""What a step needs by arithmetic alone: memory, exchanges, time. Nothing is compiled.
+
+The rougher estimate: it ranks candidates before any is compiled, it is what there is without the
+TPU's compiler, and for GPUs. Bytes and FLOPs are counted, rates assumed (the constants below).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ...model.config import DecoderConfig
+from ..collectives import Collective
+from ..config import StageConfig
+from ..sizes import optimizer_bytes
+from .kernels import ATTENTION_SHARE
+from .links import Reach, closes, seconds_of
+from .topologies import Topology
+
+# Shares of the peak that matrix products reach: by the compiler's cycles, .88 for GPT-3 175B on v5p
+# and .63 for Llama-3 70B on v6e. GPUs: .70, so that dense models without recomputation of blocks
+# come to the published 52% to 56% of model FLOPs on A100 (Korthikanti et al. 2022, table 5).
+PRODUCTS_SHARE = {"v6e": 0.65, "v3": 0.80}
+PRODUCTS_SHARE_TPU = 0.85
+PRODUCTS_SHARE_GPU = 0.70
+# Passes over [tokens, width + MLP width] in bfloat16 that a block's norms, activations, additions
+# and copies amount to, forward, backward and again: from the "other" cycles of the same programs.
+PASSES = 25
+WORKING = 6  # arrays of [tokens, MLP width] that a block's backward pass holds at once
+ROOM = 0.95  # of memory: fragments
+
+
+class Estimate(NamedTuple):
+    """Of one step, by arithmetic. Bytes are of one device."""
+
+    memory: dict[str, float]
+    computing: dict[str, float]
+    exchanges: dict[str, float]  # seconds by axis of the mesh, none of them hidden
+
+    @property
+    def bytes(self) -> float:
+        """All of the memory."""
+        return sum(self.memory.values())
+
+    @property
+    def seconds(self) -> float:
+        """Of a step."""
+        return sum(self.computing.values()) + sum(self.exchanges.values())
+
+
+@dataclass(frozen=True)
+class Division:
+    """How many devices lie along each axis of the mesh."""
+
+    data: int
+    fsdp: int
+    expert: int
+    context: int
+    tensor: int
+
+    @property
+    def rows(self) -> int:
+        """Parts that a batch's rows are divided into."""
+        return self.data * self.fsdp * self.expert
+
+    @property
+    def state(self) -> int:
+        """Parts of the parameters that every axis but `data` and `expert` divides."""
+        return self.fsdp * self.context * self.tensor
+
+
+def estimate(config: StageConfig, topology: Topology, mesh: Division) -> Estimate:
+    """Of a training step of one decoder.
+
+    config: its mesh is not read; remat, batch, accumulation and optimiser are.
+    """
+    model = config.model
+    tokens = config.batch * config.row_length / config.accumulation / (mesh.rows * mesh.context)
+    return Estimate(
+        memory_of(config, mesh, tokens),
+        computing(config, topology, mesh, tokens * config.accumulation),
+        exchanging(model, config, topology, mesh, tokens),
+    )
+
+
+def parts_of_model(model: DecoderConfig, mesh: Division) -> tuple[float, float]:
+    """(weights of one block, all other weights) that one device holds."""
+    experts = model.mlps() * model.width * model.size_of_mlp
+    experts *= (3 if model.activation in ("swiglu", "geglu") else 2) if model.experts else 0
+    block = (model.block_matrices() - experts + experts / mesh.expert) / mesh.state
+    outside = model.parameters() - model.layers * model.block_matrices()
+    return block, outside / mesh.state
+
+
+def memory_of(config: StageConfig, mesh: Division, tokens: float) -> dict[str, float]:
+    """Bytes on a device, by kind. tokens: of a microbatch, on it."""
+    model = config.model
+    block, outside = parts_of_model(model, mesh)
+    held = block * model.layers + outside
+    moments = optimizer_bytes(model, config.optimizer) / (4 * model.parameters())
+    element = 2 if model.dtype == "bfloat16" else 4
+    mlp = model.size_of_mlp * model.mlps(active=True)
+    gate = 2 if model.activation in ("swiglu", "geglu") else 1
+    heads = model.size_of_head * (model.heads + 2 * model.number_of_kv_heads)
+    stream = tokens * model.width * element  # the residual stream of the tokens of a device
+    divided = tokens * element / mesh.tensor
+    within = divided * (2 * heads + (1 + gate) * mlp) + 4 * stream
+    products = divided * (heads + gate * mlp) + 2 * stream / mesh.tensor
+    kept = {
+        "full": stream / mesh.tensor,
+        "dots": stream / mesh.tensor + products,
+        "none": within + 4 * stream / mesh.tensor,
+    }[config.execution.remat]
+    gathered = 2 * block * element * mesh.fsdp * mesh.context
+    logits = 2 * min(tokens, 16384) * 4 * min(model.vocab_size, 8192)
+    gradients = 4 * held * (2 if config.accumulation > 1 else 1)
+    return {
+        "parameters": 4 * held,
+        "optimiser": 4 * held * moments,
+        "gradients": gradients,
+        "activations": kept * model.layers,
+        "working": WORKING * divided * mlp + 4 * stream + gathered + logits,
+    }
+
+
+def computing(
+    config: StageConfig, topology: Topology, mesh: Division, tokens: float
+) -> dict[str, float]:
+    """Seconds of a step, by purpose. tokens: of a step, on a device but for `tensor`."""
+    model, chip = config.model, topology.chip
+    share = PRODUCTS_SHARE.get(chip.name, PRODUCTS_SHARE_TPU)
+    share = share if topology.is_tpu else PRODUCTS_SHARE_GPU
+    peak = chip.peak / chip.cores
+    again = {"full": 8 / 6, "dots": 1.0, "none": 1.0}[config.execution.remat]
+    blocks = 6 * model.layers * model.block_matrices(active=True)
+    head = 8 * model.vocab_size * model.width  # its logits are made again, chunk by chunk
+    attention = model.flops_per_token(config.row_length, "causal") - model.flops_per_token()
+    attention *= 9 / 6 if config.execution.remat == "none" else 11 / 6  # kernels make scores again
+    mlp = model.size_of_mlp * model.mlps(active=True) / mesh.tensor
+    passes = PASSES * 2 * (model.width + mlp) * model.layers
+    update = (4 * 7) * (model.parameters() / mesh.state / mesh.expert)  # AdamW reads and writes so
+    rate = chip.bandwidth / chip.cores
+    return {
+        "matrix products": tokens * blocks * again / mesh.tensor / (peak * share),
+        "attention": tokens * attention / mesh.tensor / (peak * ATTENTION_SHARE),
+        "loss head": tokens * head / mesh.tensor / (peak * share),
+        "optimiser": update / rate,
+        "other": tokens * passes / rate,
+    }
+
+
+def exchanging(
+    model: DecoderConfig, config: StageConfig, topology: Topology, mesh: Division, tokens: float
+) -> dict[str, float]:
+    """Seconds that exchanges take in a step, by axis. tokens: of a microbatch, on a device."""
+    element = 2 if model.dtype == "bfloat16" else 4
+    block, outside = parts_of_model(model, mesh)
+    places = placed(topology, mesh)
+
+    def takes(axis: str, kind: str, size: float, times: float) -> float:
+        n = getattr(mesh, axis)
+        if n == 1 or not size:
+            return 0.0
+        if not topology.is_tpu:
+            return times * _by_switch(kind, size, n, places[axis], topology)
+        one = Collective(kind, (axis,), n, round(size), 1)
+        return times * seconds_of(one, places[axis], topology.chip)
+
+    each = model.layers * config.accumulation
+    stream = tokens * model.width * element
+    weights = element * block * mesh.fsdp * mesh.context
+    ends = element * outside * mesh.fsdp * mesh.context
+    kv = 2 * tokens * mesh.context * model.size_of_head * model.number_of_kv_heads * element
+    reductions = 2 + 3 * (2 if model.bias else 1)  # a bias added first makes it an all-reduce
+    again = 3 if config.execution.remat == "full" else 2
+    out = {
+        "fsdp": takes("fsdp", "all-gather", weights, 2 * each)
+        + takes("fsdp", "all-reduce", weights, each)
+        + takes("fsdp", "all-reduce", ends, config.accumulation),
+        "tensor": takes("tensor", "all-gather", stream, (2 * again + reductions) * each),
+        "expert": takes("expert", "all-gather", stream * mesh.expert, (again + 2) * each),
+        "context": takes("context", "all-gather", kv, (again + 1) * each),
+        "data": takes("data", "all-reduce", element * (block * model.layers + outside), 1)
+        * config.accumulation,
+    }
+    return {axis: seconds for axis, seconds in out.items() if seconds}
+
+
+def placed(topology: Topology, mesh: Division) -> dict[str, Reach]:
+    """The axes of the torus that each axis of the mesh lies along: the ones nearest to each other
+    to those that exchange most often, whole axes where they divide."""
+    order = ("tensor", "context", "expert", "fsdp", "data")
+    if not topology.is_tpu:
+        inner, out = 1, {}
+        for axis in order:
+            inner *= getattr(mesh, axis)
+            out[axis] = Reach(((inner, True),), 1, 1)
+        return out
+    left = {i: n for i, n in enumerate(topology.sizes) if n > 1}
+    out, cores = {}, topology.chip.cores
+    for axis in order:
+        wanted, taken = getattr(mesh, axis), []
+        if cores > 1 and wanted % cores == 0 and wanted > 1:  # the cores of a chip come first
+            wanted, cores = wanted // cores, 1
+        for place in sorted(left, key=lambda i: (wanted % left[i] != 0, left[i])):
+            n = math.gcd(wanted, left[place])
+            if n > 1:
+                whole = n == topology.sizes[place] and closes(topology.sizes, place, topology.chip)
+                taken.append((n, whole))
+                left[place] //= n
+                wanted //= n
+        left = {i: n for i, n in left.items() if n > 1}
+        out[axis] = Reach(tuple(taken), 1, 1)
+    return out
+
+
+def _by_switch(kind: str, size: float, n: int, reach: Reach, topology: Topology) -> float:
+    """Seconds between GPUs: within a node at NVLink's rate, else by each one's own adapter."""
+    chip = topology.chip
+    rate = chip.link if reach.axes[0][0] <= chip.node else chip.network
+    return (2 if kind == "all-reduce" else 1) * (n - 1) / n * size / rate

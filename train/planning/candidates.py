@@ -1,0 +1,85 @@
+"""Meshes, recomputation and accumulation that a config may run with on a topology."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from ...model import MeshConfig
+from ..config import StageConfig
+from .arithmetic import ROOM, Division, Estimate, estimate
+from .topologies import Topology
+
+TENSORS = (1, 2, 4, 8, 16)
+CONTEXTS = (1, 2, 4, 8)
+ACCUMULATIONS = (1, 2, 4, 8, 16, 32)
+REMATS = ("none", "dots", "full")
+
+
+def candidates(
+    config: StageConfig, topology: Topology, fixed: frozenset[str] = frozenset()
+) -> Iterator[StageConfig]:
+    """Every way to run `config` that fits the devices by number; what is `fixed` ("mesh",
+    "remat", "accumulation") stays as it is."""
+    for mesh in [config.mesh] if "mesh" in fixed else meshes(config, topology):
+        for accumulation in [config.accumulation] if "accumulation" in fixed else ACCUMULATIONS:
+            for remat in [config.execution.remat] if "remat" in fixed else REMATS:
+                if config.batch % accumulation:
+                    continue
+                execution = replace(config.execution, remat=remat)
+                one = replace(config, mesh=mesh, accumulation=accumulation, execution=execution)
+                if (config.batch // accumulation) % divided(one, topology).rows == 0:
+                    yield one
+
+
+def meshes(config: StageConfig, topology: Topology) -> Iterator[MeshConfig]:
+    """The meshes over all devices that divide heads and experts."""
+    model, devices = config.model, topology.devices
+    experts = [n for n in (1, 2, 4, 8, 16, 32, 64) if model.experts and model.experts % n == 0]
+    shifted = model.token_shift or model.dropout
+    for tensor in TENSORS:
+        if model.heads % tensor or model.width % tensor or model.size_of_mlp % tensor:
+            continue
+        for expert in experts or [1]:
+            for context in (1,) if shifted else CONTEXTS:
+                inner = tensor * expert * context
+                if devices % inner or config.row_length % (2 * context):
+                    continue
+                if context > 1 and config.row_length < 16384:  # it pays where rows are long
+                    continue
+                left = devices // inner
+                data = 1
+                while data <= left:
+                    if left % data == 0 and (data == 1 or model.width % (left // data) == 0):
+                        yield MeshConfig(data, left // data, expert, context, tensor)
+                    data *= 2
+
+
+def divided(config: StageConfig, topology: Topology) -> Division:
+    """The mesh of the settings in numbers, an axis of -1 filled in."""
+    sizes = {name: getattr(config.mesh, name) for name in Division.__dataclass_fields__}
+    known = 1
+    for size in sizes.values():
+        known *= size if size != -1 else 1
+    return Division(
+        **{k: max(topology.devices // known, 1) if v == -1 else v for k, v in sizes.items()}
+    )
+
+
+def estimated(config: StageConfig, topology: Topology) -> Estimate:
+    """The arithmetic's estimate for the mesh of the settings."""
+    return estimate(config, topology, divided(config, topology))
+
+
+def ranked(
+    config: StageConfig, topology: Topology, fixed: frozenset[str] = frozenset()
+) -> list[tuple[Estimate, StageConfig]]:
+    """The candidates that fit by arithmetic, the fastest first."""
+    found = [(estimated(one, topology), one) for one in candidates(config, topology, fixed)]
+    room = topology.memory * ROOM
+    fitting = [(guess, one) for guess, one in found if guess.bytes <= room]
+    return sorted(fitting, key=lambda pair: pair[0].seconds)
+
+
+def smallest(config: StageConfig, topology: Topology) -> tuple[float, StageConfig] | None:
+    """(bytes on a device, settings) of the candidate that needs least memory by arithmetic."""
+    found = [(estimated(one, topology).bytes, one) for one in candidates(config, topology)]
+    return min(found, key=lambda pair: pair[0], default=None)

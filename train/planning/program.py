@@ -1,0 +1,110 @@
+"""A compiled program's text, read: its computations, and how often each of them runs."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class Instruction(NamedTuple):
+    """One line of a computation."""
+
+    name: str
+    shape: str  # of the result, an array's or a tuple's
+    opcode: str
+    operands: tuple[str, ...]
+    inside: str  # the brackets' text: operands, or a constant's value
+    rest: str  # what follows the operands: attributes, metadata, the backend's own notes
+
+
+@dataclass
+class Program:
+    """Computations by name, and the one that is run."""
+
+    computations: dict[str, list[Instruction]]
+    entry: str
+    shapes: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def shape_of(self, computation: str, name: str) -> str:
+        """The shape of an operand in a computation; "" where it is not there."""
+        if computation not in self.shapes:
+            lines = self.computations[computation]
+            self.shapes[computation] = {one.name: one.shape for one in lines}
+        return self.shapes[computation].get(name, "")
+
+
+LINE = re.compile(r"\s+(?:ROOT )?%?([^\s=]+) = (.*?) ([a-z][\w-]*)\((.*)$", re.DOTALL)
+HEADER = re.compile(r"(ENTRY )?%?(\S+) \(.*\{$")
+
+
+def read_program(text: str) -> Program:
+    """The program of a compiled HLO module's text."""
+    computations: dict[str, list[Instruction]] = {}
+    entry, lines, pending = "", [], ""
+
+    def close() -> None:
+        nonlocal pending
+        match = LINE.match(pending)
+        if match:
+            name, shape, opcode, after = match.groups()
+            inside, rest = _bracketed(after)
+            operands = tuple(re.findall(r"%([^\s,()]+)", inside))
+            lines.append(Instruction(name, shape, opcode, operands, inside, rest))
+        pending = ""
+
+    for line in text.splitlines():
+        header = HEADER.match(line)
+        if header:
+            lines, pending = [], ""
+            computations[header.group(2)] = lines
+            entry = header.group(2) if header.group(1) else entry
+        elif line == "}":
+            close()
+        elif re.match(r"\s+(?:ROOT )?%", line):
+            close()
+            pending = line
+        else:  # what a kernel notes of itself may hold line breaks
+            pending += "\n" + line
+    return Program(computations, entry)
+
+
+def _bracketed(after: str) -> tuple[str, str]:
+    """(what is in the brackets, what follows them) of the text behind the opening one."""
+    depth = 1
+    for place, sign in enumerate(after):
+        depth += {"(": 1, ")": -1}.get(sign, 0)
+        if not depth:
+            return after[:place], after[place + 1 :]
+    return after, ""
+
+
+def called(one: Instruction, *names: str) -> list[str]:
+    """The computations that an instruction names under these attributes."""
+    out = []
+    for name in names:
+        match = re.search(rf"\b{name}=(?:\{{([^}}]*)\}}|%?([^\s,}}]+))", one.rest)
+        if match:
+            several, single = match.groups()
+            out += [each.strip().lstrip("%") for each in (several or single).split(",")]
+    return out
+
+
+def branches_of(one: Instruction) -> list[str]:
+    """The computations of which a conditional runs one."""
+    return called(one, "branch_computations", "true_computation", "false_computation")
+
+
+def trips_of(one: Instruction, computations: Mapping[str, list[Instruction]]) -> int:
+    """How often a while loop runs: as the compiler notes it, else the constant that its condition
+    compares a counter from 0 with. Raises ValueError where neither can be read."""
+    known = re.search(r'"known_trip_count":\{"n":"?(\d+)', one.rest)
+    if known:
+        return int(known.group(1))
+    (condition,) = called(one, "condition")
+    bounds = []
+    for line in computations[condition]:
+        if line.opcode == "constant" and re.match(r"[su]32\[\]", line.shape):
+            bounds.append(line.inside)
+    if len(bounds) != 1:
+        raise ValueError(f"a loop whose length cannot be read: {condition}")
+    return int(bounds[0])
