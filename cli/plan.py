@@ -13,8 +13,8 @@ USAGE = """\
 usage: aludel plan CONFIG --topology NAME [flags] [--FIELD VALUE]
 
 CONFIG is a config of aludel pretrain, by its name or as a Python file. NAME is a slice of TPUs
-(v5p:8x8x16, v6e:16x16, ...) or so many GPUs (h100:64). The real step is compiled for it, which
-needs the TPU's compiler (the package libtpu) and no TPU.
+(v5p:8x8x16; two of them: 2xv5p:8x8x16) or so many GPUs (h100:64). The real step is compiled for it,
+which needs the TPU's compiler (the package libtpu) and no TPU.
 
   --topology NAME        what it is planned for
   --search               try meshes, remat and accumulation; the fastest that fits wins
@@ -95,7 +95,7 @@ def compiled(name: str, config, topology):
     from ..train.ahead import topology as devices_of
     from ..train.planning import Phase, plan_by_compiler
 
-    mesh = make_mesh(config.mesh, devices_of(topology.name))
+    mesh = make_mesh(config.mesh, devices_of(topology.of_slice, topology.slices))
     return plan_by_compiler(name, config, topology, mesh, [Phase("step", lower_step(config, mesh))])
 
 

@@ -34,8 +34,8 @@ class Memory(NamedTuple):
     peak: int
 
 
-def topology(name: str) -> list[jax.Device]:
-    """The devices of a TPU topology by its name, `v5p:8x8x16` say.
+def topology(name: str, slices: int = 1) -> list[jax.Device]:
+    """The devices of a TPU topology by its name, `v5p:8x8x16` say, or of several such slices.
 
     Raises `UserError` where there is no compiler for TPUs or no such topology.
     """
@@ -52,6 +52,8 @@ def topology(name: str) -> list[jax.Device]:
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", ACCELERATOR)
     try:
         about = {"topology_name": name, "platform": "tpu"}
+        if slices > 1:
+            about["num_slices"] = slices
         if name.startswith("v4:"):  # both cores of a chip as one device, as on a machine with one
             about["chip_config_name"] = "megacore"
         return topologies.get_topology_desc(**about).devices

@@ -36,6 +36,7 @@ V5P, V6E = CHIPS["v5p"], CHIPS["v6e"]
         ("v5p:8x8x16", 1024, 1024),
         ("v6e:16x16", 256, 256),
         ("v3:16x16", 256, 512),
+        ("2xv5p:8x8x16", 2048, 2048),
         ("v5p:4x12x12", 576, 576),
         ("h100:64", 64, 64),
     ],
@@ -129,6 +130,21 @@ def test_axes_of_a_mesh_lie_along_whole_axes_of_the_torus():
     halves = placed(topology, Division(data=1, fsdp=512, expert=1, context=1, tensor=2))
     assert halves["tensor"].axes == ((2, False),)
     assert math.prod(n for n, _ in halves["fsdp"].axes) == 512
+
+
+def test_only_data_goes_between_slices():
+    topology = planning.parse_topology("2xv5p:4x4x4")
+    assert topology.of_slice == "v5p:4x4x4"
+    config = replace(named("llama2-7b"), batch=1024)
+    meshes = {one.mesh for one in candidates(config, topology)}
+    assert meshes and all(mesh.data % 2 == 0 for mesh in meshes)
+    found = placed(topology, Division(data=2, fsdp=64, expert=1, context=1, tensor=1))
+    assert found["data"] == Reach((), 2, 1) and found["fsdp"].slices == 1
+    one, two = (
+        estimate(config, planning.parse_topology(name), Division(data, 64, 1, 1, 1))
+        for name, data in (("v5p:4x4x4", 1), ("2xv5p:4x4x4", 2))
+    )
+    assert "data" in two.exchanged and "data" not in one.exchanged
 
 
 class _Mesh:
@@ -434,6 +450,7 @@ def test_the_command_writes_a_plan_and_a_page(tmp_path, capsys):
             "--topology v6e:16x16 --arithmetic --mesh.data 256 --batch 1000",
             "1000 rows does not div",
         ),
+        ("--topology 2xv6e:16x16 --arithmetic --mesh.fsdp 512", "over the 2 slices"),
         ("--topology v6e:16x16 --price nothing", "--price must be a positive number"),
         ("--topology v6e:16x16 --mesh.fsdq 2", "unknown setting --mesh.fsdq"),
     ],
@@ -494,5 +511,5 @@ def test_decoders_of_experts_are_divided():
     by_expert = estimate(config, topology, Division(1, 32, 8, 1, 1))
     alone = estimate(config, topology, Division(1, 256, 1, 1, 1))
     assert by_expert.memory["parameters"] > 0.9 * alone.memory["parameters"]
-    assert "expert" in by_expert.exchanges and "expert" not in alone.exchanges
+    assert "expert" in by_expert.exchanged and "expert" not in alone.exchanged
     assert isinstance(config.model, DecoderConfig)

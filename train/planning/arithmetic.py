@@ -14,6 +14,7 @@ from ..config import StageConfig
 from ..sizes import optimizer_bytes
 from .kernels import ATTENTION_SHARE
 from .links import Reach, closes, seconds_of
+from .timing import Exchange
 from .topologies import Topology
 
 # Shares of the peak that matrix products reach: by the compiler's cycles, .88 for GPT-3 175B on v5p
@@ -34,7 +35,7 @@ class Estimate(NamedTuple):
 
     memory: dict[str, float]
     computing: dict[str, float]
-    exchanges: dict[str, float]  # seconds by axis of the mesh, none of them hidden
+    exchanges: tuple[Exchange, ...]  # none of them hidden
 
     @property
     def bytes(self) -> float:
@@ -44,7 +45,16 @@ class Estimate(NamedTuple):
     @property
     def seconds(self) -> float:
         """Of a step."""
-        return sum(self.computing.values()) + sum(self.exchanges.values())
+        return sum(self.computing.values()) + sum(self.exchanged.values())
+
+    @property
+    def exchanged(self) -> dict[str, float]:
+        """Seconds of exchanges, by axis of the mesh."""
+        out: dict[str, float] = {}
+        for one in self.exchanges:
+            (axis,) = one.collective.axes
+            out[axis] = out.get(axis, 0.0) + one.collective.times * one.seconds
+        return out
 
 
 @dataclass(frozen=True)
@@ -78,7 +88,7 @@ def estimate(config: StageConfig, topology: Topology, mesh: Division) -> Estimat
     return Estimate(
         memory_of(config, mesh, tokens),
         computing(config, topology, mesh, tokens * config.accumulation),
-        exchanging(model, config, topology, mesh, tokens),
+        tuple(exchanging(model, config, topology, mesh, tokens)),
     )
 
 
@@ -150,39 +160,45 @@ def computing(
 
 def exchanging(
     model: DecoderConfig, config: StageConfig, topology: Topology, mesh: Division, tokens: float
-) -> dict[str, float]:
-    """Seconds that exchanges take in a step, by axis. tokens: of a microbatch, on a device."""
+) -> list[Exchange]:
+    """What is exchanged in a step. tokens: of a microbatch, on a device."""
     element = 2 if model.dtype == "bfloat16" else 4
     block, outside = parts_of_model(model, mesh)
     places = placed(topology, mesh)
+    out: list[Exchange] = []
 
-    def takes(axis: str, kind: str, size: float, times: float) -> float:
-        n = getattr(mesh, axis)
-        if n == 1 or not size:
-            return 0.0
-        if not topology.is_tpu:
-            return times * _by_switch(kind, size, n, places[axis], topology)
-        one = Collective(kind, (axis,), n, round(size), 1)
-        return times * seconds_of(one, places[axis], topology.chip)
+    def exchange(axis: str, kind: str, size: float, times: float) -> None:
+        devices = getattr(mesh, axis)
+        if devices == 1 or not size:
+            return
+        one = Collective(kind, (axis,), devices, round(size), round(times))
+        if topology.is_tpu:
+            seconds = seconds_of(one, places[axis], topology.chip)
+        else:
+            seconds = by_switch(one, places[axis], topology)
+        out.append(Exchange(one, seconds, seconds, "exchanges"))
 
-    each = model.layers * config.accumulation
+    parts = config.accumulation
+    each = model.layers * parts
     stream = tokens * model.width * element
     weights = element * block * mesh.fsdp * mesh.context
     ends = element * outside * mesh.fsdp * mesh.context
     kv = 2 * tokens * mesh.context * model.size_of_head * model.number_of_kv_heads * element
-    reductions = 2 + 3 * (2 if model.bias else 1)  # a bias added first makes it an all-reduce
     again = 3 if config.execution.remat == "full" else 2
-    out = {
-        "fsdp": takes("fsdp", "all-gather", weights, 2 * each)
-        + takes("fsdp", "all-reduce", weights, each)
-        + takes("fsdp", "all-reduce", ends, config.accumulation),
-        "tensor": takes("tensor", "all-gather", stream, (2 * again + reductions) * each),
-        "expert": takes("expert", "all-gather", stream * mesh.expert, (again + 2) * each),
-        "context": takes("context", "all-gather", kv, (again + 1) * each),
-        "data": takes("data", "all-reduce", element * (block * model.layers + outside), 1)
-        * config.accumulation,
-    }
-    return {axis: seconds for axis, seconds in out.items() if seconds}
+    exchange("fsdp", "all-gather", weights, 2 * each)
+    exchange("fsdp", "all-reduce", weights, each)
+    exchange("fsdp", "all-reduce", ends, parts)
+    exchange("tensor", "all-gather", stream, 2 * again * each)
+    if model.bias:  # added before the sum over devices is divided, a bias leaves an all-reduce
+        exchange("tensor", "all-reduce", stream, 3 * each)
+        exchange("tensor", "reduce-scatter", stream, 2 * each)
+    else:
+        exchange("tensor", "reduce-scatter", stream, 5 * each)
+    exchange("expert", "all-gather", stream * mesh.expert, again * each)
+    exchange("expert", "reduce-scatter", stream * mesh.expert, 2 * each)
+    exchange("context", "all-gather", kv, (again + 1) * each)
+    exchange("data", "all-reduce", element * (block * model.layers + outside), 1)
+    return out
 
 
 def placed(topology: Topology, mesh: Division) -> dict[str, Reach]:
@@ -198,7 +214,8 @@ def placed(topology: Topology, mesh: Division) -> dict[str, Reach]:
     left = {i: n for i, n in enumerate(topology.sizes) if n > 1}
     out, cores = {}, topology.chip.cores
     for axis in order:
-        wanted, taken = getattr(mesh, axis), []
+        slices = topology.slices if axis == "data" else 1
+        wanted, taken = getattr(mesh, axis) // slices, []
         if cores > 1 and wanted % cores == 0 and wanted > 1:  # the cores of a chip come first
             wanted, cores = wanted // cores, 1
         for place in sorted(left, key=lambda i: (wanted % left[i] != 0, left[i])):
@@ -209,12 +226,14 @@ def placed(topology: Topology, mesh: Division) -> dict[str, Reach]:
                 left[place] //= n
                 wanted //= n
         left = {i: n for i, n in left.items() if n > 1}
-        out[axis] = Reach(tuple(taken), 1, 1)
+        out[axis] = Reach(tuple(taken), slices, 1)
     return out
 
 
-def _by_switch(kind: str, size: float, n: int, reach: Reach, topology: Topology) -> float:
-    """Seconds between GPUs: within a node at NVLink's rate, else by each one's own adapter."""
+def by_switch(one: Collective, reach: Reach, topology: Topology) -> float:
+    """Seconds of an exchange between GPUs: within a node at NVLink's rate, else by each one's own
+    adapter."""
     chip = topology.chip
     rate = chip.link if reach.axes[0][0] <= chip.node else chip.network
-    return (2 if kind == "all-reduce" else 1) * (n - 1) / n * size / rate
+    share = (one.devices - 1) / one.devices
+    return (2 if one.kind == "all-reduce" else 1) * share * one.size / rate

@@ -45,10 +45,9 @@ def meshes(config: StageConfig, topology: Topology) -> Iterator[MeshConfig]:
                     continue
                 if context > 1 and config.row_length < 16384:  # it pays where rows are long
                     continue
-                left = devices // inner
-                data = 1
+                left, data = devices // inner, topology.slices
                 while data <= left:
-                    if left % data == 0 and (data == 1 or model.width % (left // data) == 0):
+                    if left % data == 0 and model.width % (left // data) == 0:
                         yield MeshConfig(data, left // data, expert, context, tensor)
                     data *= 2
 

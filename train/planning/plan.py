@@ -10,6 +10,7 @@ from ...errors import UserError
 from ...model.sharding import MESH_AXES
 from ..collectives import Collective
 from ..config import StageConfig
+from .arithmetic import Estimate
 from .candidates import divided, estimated
 from .compiling import Phase, compile_phase
 from .kernels import Kernels
@@ -93,10 +94,7 @@ class Plan:
 def plan_by_arithmetic(name: str, config: StageConfig, topology: Topology, note: str = "") -> Plan:
     """A plan that asks no compiler."""
     guess = estimated(config, topology)
-    part = Part(
-        "step", 1.0, guess.memory, guess.bytes, guess.computing, guess.exchanges,
-        sum(guess.exchanges.values()),
-    )  # fmt: skip
+    part = guessed("step", 1.0, guess.memory, guess.bytes, guess)
     return Plan(name, config, topology, (part,), False, note)
 
 
@@ -105,29 +103,29 @@ def plan_by_compiler(
 ) -> Plan:
     """A plan by the TPU's compiler. phases: the stage's programs, lowered for the mesh."""
     options = options_for(topology.chip)
-    model = config.model
-    kernels = Kernels(model.window, model.experts)
-    guess = estimated(config, topology)
+    kernels = Kernels(config.model.window, config.model.experts)
     parts, begin = [], time.perf_counter()
     for phase in phases:
         made = compile_phase(phase, options)
         if made.program is None:  # no program, no cycles
-            parts.append(
-                Part(
-                    phase.name,
-                    phase.times,
-                    made.memory,
-                    made.peak,
-                    guess.computing,
-                    guess.exchanges,
-                    sum(guess.exchanges.values()),
-                )  # fmt: skip
-            )
-            continue
-        spent = Clock(made.program, mesh, topology.chip, kernels).time()
-        parts.append(part_of(phase, made.memory, made.peak, spent))
+            guess = estimated(config, topology)
+            parts.append(guessed(phase.name, phase.times, made.memory, made.peak, guess))
+        else:
+            spent = Clock(made.program, mesh, topology.chip, kernels).time()
+            parts.append(part_of(phase, made.memory, made.peak, spent))
     seconds = time.perf_counter() - begin
     return Plan(name, config, topology, tuple(parts), True, "", seconds, options)
+
+
+def guessed(
+    name: str, times: float, memory: dict[str, float], peak: float, guess: Estimate
+) -> Part:
+    """A phase whose time is the arithmetic's."""
+    exposed = guess.exchanged
+    exchanges = tuple(added_up(list(guess.exchanges)))
+    return Part(
+        name, times, memory, peak, guess.computing, exposed, sum(exposed.values()), exchanges
+    )
 
 
 def part_of(phase: Phase, memory: dict[str, float], peak: float, spent: Time) -> Part:
@@ -192,6 +190,11 @@ def check_fits_mesh(config: StageConfig, topology: Topology) -> None:
         shape = " x ".join(f"{a} {s}" for a, s in sizes.items())
         raise UserError(
             f"a mesh of {shape} does not fit the {topology.devices} devices of {topology.name}"
+        )
+    if found.data % topology.slices:
+        raise UserError(
+            f"mesh.data = {found.data} does not divide over the {topology.slices} slices of "
+            f"{topology.name}: each holds a whole model"
         )
     rows = config.batch // config.accumulation
     if rows % found.rows:

@@ -1,8 +1,8 @@
-"""Names of pods, `v5p:8x8x16` or `h100:64`, and what stands behind them."""
+"""Names of pods, `v5p:8x8x16`, `2xv5p:8x8x16` or `h100:64`, and what stands behind them."""
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 from ...errors import UserError
@@ -13,24 +13,31 @@ CUBES = (
     "2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16",
     "16x16x16", "16x16x24", "16x16x32",
 )  # fmt: skip
-PLANES = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")  # of v5e and v6e
-LARGE_PLANES = {"v2": ("2x2", "4x4", "8x8", "8x16", "16x16"), "v3": (*PLANES[1:], "16x32", "32x32")}
+PLANES = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")  # of v5e and v6e
+LARGE_PLANES = {"v2": ("2x2", "4x4", "8x8", "8x16", "16x16"), "v3": (*PLANES, "16x32", "32x32")}
 LARGEST = {"v4": 4096}  # chips of one slice, where it is less than the largest of CUBES
 
 
 @dataclass(frozen=True)
 class Topology:
-    """One slice of TPUs, or so many GPUs."""
+    """One slice of TPUs or several, or so many GPUs."""
 
     name: str
     chip: Chip
     sizes: tuple[int, ...]
-    """Chips along each axis of the torus; of GPUs their number."""
+    """Chips along each axis of a slice's torus; of GPUs their number."""
+    slices: int = 1
+    """Slices, which reach each other through the network."""
 
     @property
     def chips(self) -> int:
         """How many chips."""
-        return math.prod(self.sizes)
+        return math.prod(self.sizes) * self.slices
+
+    @property
+    def of_slice(self) -> str:
+        """The name of one of the slices."""
+        return f"{self.chip.name}:{'x'.join(map(str, self.sizes))}"
 
     @property
     def devices(self) -> int:
@@ -65,6 +72,10 @@ def shapes_of(generation: str) -> tuple[str, ...]:
 def parse_topology(name: str) -> Topology:
     """The topology of a name. Raises `UserError` with the nearest names for one that is not
     known."""
+    several = re.fullmatch(r"([1-9]\d*)x(v\d.*|tpu.*)", name)
+    if several:
+        one = parse_topology(several.group(2))
+        return replace(one, name=name, slices=int(several.group(1)))
     generation, colon, shape = name.partition(":")
     chip = CHIPS.get(generation)
     if chip is None or not colon:
