@@ -21,7 +21,7 @@ from aludel.train.planning.arithmetic import Division, estimate, placed
 from aludel.train.planning.candidates import candidates, divided, ranked
 from aludel.train.planning.chips import CHIPS
 from aludel.train.planning.compiling import arguments_by_kind, overflow
-from aludel.train.planning.kernels import Kernels
+from aludel.train.planning.kernels import ATTENTION_SHARE, Kernels, attention_share
 from aludel.train.planning.links import HOP, REACHED, Reach, closes, seconds_of
 from aludel.train.planning.program import read_program, trips_of
 from aludel.train.planning.purposes import purpose_of
@@ -259,7 +259,14 @@ def test_loops_are_multiplied_out_and_a_conditional_takes_its_dearer_branch(cloc
 def test_attention_is_counted_by_its_flops(clock):
     """Forward: two products over the blocks that a causal mask leaves, (1024 + 512) / 2048."""
     flops = 2 * 2 * (2 * 4 * 1024 * 128) * 1024 * 0.75
-    assert clock.time().computing["attention"] == pytest.approx(10 * flops / (V5P.peak * 0.45))
+    assert clock.time().computing["attention"] == pytest.approx(
+        10 * flops / (V5P.peak * ATTENTION_SHARE)
+    )
+
+
+def test_narrow_heads_leave_a_wide_matrix_unit_idle():
+    assert attention_share(V5P, 128) == attention_share(V6E, 256) == ATTENTION_SHARE
+    assert attention_share(V6E, 128) == ATTENTION_SHARE / 2
 
 
 def test_an_exchange_is_waited_for_unless_work_stands_between_its_ends(clock):

@@ -12,7 +12,7 @@ from ...model.config import DecoderConfig
 from ..collectives import Collective
 from ..config import StageConfig
 from ..sizes import optimizer_bytes
-from .kernels import ATTENTION_SHARE
+from .kernels import attention_share
 from .links import Reach, closes, seconds_of
 from .timing import Exchange
 from .topologies import Topology
@@ -149,9 +149,10 @@ def computing(
     passes = PASSES * 2 * (model.width + mlp) * model.layers
     update = (4 * 7) * (model.parameters() / mesh.state / mesh.expert)  # AdamW reads and writes so
     rate = chip.bandwidth / chip.cores
+    fill = attention_share(chip, model.size_of_head)
     return {
         "matrix products": tokens * blocks * again / mesh.tensor / (peak * share),
-        "attention": tokens * attention / mesh.tensor / (peak * ATTENTION_SHARE),
+        "attention": tokens * attention / mesh.tensor / (peak * fill),
         "loss head": tokens * head / mesh.tensor / (peak * share),
         "optimiser": update / rate,
         "other": tokens * passes / rate,

@@ -30,6 +30,8 @@ class Chip:
     """JAX devices of one chip."""
     megacore: bool = False
     """Two cores that are one JAX device."""
+    unit: int = 128
+    """Rows and columns of a matrix unit: what is narrower leaves a part of it idle."""
     node: int = 0
     """Of GPUs, how many reach each other at `link`."""
 
@@ -53,7 +55,7 @@ CHIPS = {
     "v4": Chip("v4", 275e12, 31 * GIB, 1228e9, 1.05e9, 45e9, 3, 4, 6.25e9, megacore=True),
     "v5e": Chip("v5e", 197e12, round(15.75 * GIB), 819e9, 1.5e9, 45e9, 2, 16, 3.125e9),
     "v5p": Chip("v5p", 459e12, 95 * GIB, 2765e9, 1.75e9, 90e9, 3, 4, 6.25e9, megacore=True),
-    "v6e": Chip("v6e", 918e12, round(31.25 * GIB), 1638e9, 1.75e9, 90e9, 2, 16, 12.5e9),
+    "v6e": Chip("v6e", 918e12, round(31.25 * GIB), 1638e9, 1.75e9, 90e9, 2, 16, 12.5e9, unit=256),
     # Peak and memory: NVIDIA's data sheets (dense). `link`: NVLink, one way, half of the sheet's
     # figure for both; `network`: one 400 (A100: 200) Gbit/s adapter for each GPU, as in DGX.
     "a100": Chip("a100", 312e12, 79 * GIB, 2039e9, link=300e9, network=25e9, node=8),

@@ -4,13 +4,15 @@ import math
 import re
 from dataclasses import dataclass
 
+from .chips import Chip
 from .program import Instruction
 
 # Shares of the peak, of these kernels alone. The compiler treats them as opaque, so they are
-# assumed: splash attention's products are of 128 columns and wait for exponentials between
-# (docs/planning.md says which of the published runs they were chosen by).
-ATTENTION_SHARE = 0.45
-EXPERTS_SHARE = 0.70
+# assumed. Attention: of what a head's width fills of a matrix unit (on v6e 128 of 256); between
+# products it waits for exponentials. Experts: as dense products of such sizes by the compiler's
+# cycles. docs/planning.md says against which published runs they were held.
+ATTENTION_SHARE = 0.60
+EXPERTS_SHARE = 0.80
 BLOCK = 512  # rows of a block of splash attention, where the program does not say
 # Matrix products in each of splash attention's kernels: forward scores and weighted sum; for dq the
 # scores again, the gradient of the weights, dq; for dkv the same two, dv and dk.
@@ -27,13 +29,15 @@ class Kernels:
     """Experts of the whole mixture: buffers have room for every token at each, tokens go to
     few."""
 
-    def seconds(self, one: Instruction, operands: list[str], peak: float) -> float | None:
-        """Seconds of a custom call with operands of these shapes, on a chip of this peak; None of
-        a call that is not known."""
+    def seconds(self, one: Instruction, operands: list[str], chip: Chip) -> float | None:
+        """Seconds of a custom call with operands of these shapes on a device; None of a call that
+        is not known."""
+        peak = chip.peak / chip.cores
         attention = re.search(r"splash_mha_(fwd|dq|dkv)", one.name)
         if attention:
             flops = self.attention_flops(attention.group(1), one, operands)
-            return flops / (peak * ATTENTION_SHARE)
+            width = [dims_of(shape) for shape in operands if shape.startswith("bf16")][0][-1]
+            return flops / (peak * attention_share(chip, width))
         if one.name.startswith("ragged-dot-metadata"):
             return 0.0
         if one.name.startswith("ragged-dot"):
@@ -64,6 +68,11 @@ class Kernels:
         columns = out[-1]
         share = local / self.experts if self.experts else 1.0
         return 2.0 * rows * depth * columns * share
+
+
+def attention_share(chip: Chip, width: int) -> float:
+    """The share of the peak that attention reaches with heads of this width."""
+    return ATTENTION_SHARE * min(1.0, width / chip.unit)
 
 
 def dims_of(shape: str) -> list[int]:

@@ -172,7 +172,7 @@ class Clock:
             if "tpu_custom_call" not in one.rest:
                 return  # buffers and hints
             operands = [self.program.shape_of(name, each) for each in one.operands]
-            seconds = self.kernels.seconds(one, operands, self.chip.peak / self.chip.cores)
+            seconds = self.kernels.seconds(one, operands, self.chip)
             product = product or one.name.startswith("ragged-dot")
         if seconds is None:
             seconds = self._by_bytes(name, one)
