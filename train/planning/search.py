@@ -32,11 +32,17 @@ def search(
         raise UserError("; ".join(needed(config, topology)))
     plans: list[Plan] = []
     for guess, one in spread(found, count):
-        made = plan(one)
+        try:
+            made = plan(one)
+        except UserError as error:  # what the arithmetic does not know of
+            say(f"{described(one)}: {error}")
+            continue
         fit = "fits" if made.fits else "does not fit"
         say(f"{described(one)}: {fit}, {made.seconds:.2f} s (arithmetic: {guess.seconds:.2f} s)")
         plans.append(made)
     fitting = sorted((one for one in plans if one.fits), key=lambda one: one.seconds)
+    if not plans:
+        raise UserError("none of the best candidates can be compiled; see the lines above")
     if not fitting:
         best = min(plans, key=lambda one: one.peak)
         raise UserError(
