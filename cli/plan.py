@@ -2,21 +2,28 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import UserError
 from .parsing import taken
 from .settings import find_config
+from .stages import phases_of, with_decoders
 
+STAGES = ("pretrain", "sft", "reward", "ppo")
+ALL = frozenset({"mesh", "remat", "accumulation"})
 USAGE = """\
 usage: aludel plan CONFIG --topology NAME [flags] [--FIELD VALUE]
 
-CONFIG is a config of aludel pretrain, by its name or as a Python file. NAME is a slice of TPUs
-(v5p:8x8x16; two of them: 2xv5p:8x8x16) or so many GPUs (h100:64). The real step is compiled for it,
-which needs the TPU's compiler (the package libtpu) and no TPU.
+CONFIG is a config of a stage, by its name or as a Python file. NAME is a slice of TPUs (v5p:8x8x16;
+two of them: 2xv5p:8x8x16) or so many GPUs (h100:64). The real step is compiled for it, which needs
+the TPU's compiler (the package libtpu) and no TPU.
 
-  --topology NAME        what it is planned for
+  --topology NAME        what it is planned for; of a preset CONFIG@NAME it is NAME
+  --stage STAGE          pretrain (the default), sft, reward or ppo: whose config it is
+  --model CONFIG         of the other stages: the config of pretraining whose decoder goes on
+  --judge CONFIG         of PPO: that of the reward model and the critic (the same decoder)
   --search               try meshes, remat and accumulation; the fastest that fits wins
   --candidates N         how many of them are compiled (3)
   --arithmetic           compile nothing
@@ -32,6 +39,9 @@ class Asked(NamedTuple):
     """The command's own flags."""
 
     topology: str
+    stage: str
+    model: str | None
+    judge: str | None
     search: bool
     candidates: int
     arithmetic: bool
@@ -51,19 +61,20 @@ def plan(args: list[str]) -> int:
     from ..train.sizes import with_expected_model
 
     name, *rest = args
-    asked, flags = own_flags(rest)
+    asked, flags = own_flags(name, rest)
     topology = parse_topology(asked.topology)
-    config = parse_flags(find_config(name, "pretrain"), flags, f"aludel plan {name}")
+    config = parse_flags(find_config(name, asked.stage), flags, f"aludel plan {name}")
+    config, judge = with_decoders(config, asked.stage, asked.model, asked.judge)
     config = with_expected_model(config)
-    fixed = fixed_by(flags)
+    fixed = ALL if "@" in name else fixed_by(flags)
     if not asked.search:
         config = settled(config, topology, fixed)
         check_fits_mesh(config, topology)
-    made = planned(Path(name).stem, config, topology, asked, fixed)
-    tokens = asked.tokens or float(config.steps * config.tokens_per_step)
-    out = Path(
-        asked.out or Path("runs") / f"plan-{Path(name).stem}-{asked.topology}".replace(":", "-")
-    )
+    title = name if asked.model is None else f"{name} of {asked.model}"
+    made = planned(title, config, topology, judge, asked, fixed)
+    tokens = asked.tokens or float((config.steps or 1) * config.tokens_per_step)
+    folder = f"plan-{Path(name.partition('@')[0]).stem}-{asked.topology}".replace(":", "-")
+    out = Path(asked.out or Path("runs") / folder)
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "plan.json", json.dumps(as_json(made, tokens, asked.price), indent=1) + "\n")
     write_text(out / "plan.html", page(made, tokens, asked.price))
@@ -72,31 +83,32 @@ def plan(args: list[str]) -> int:
     return 0
 
 
-def planned(name: str, config, topology, asked: Asked, fixed: frozenset[str]):
+def planned(name: str, config, topology, judge, asked: Asked, fixed: frozenset[str]):
     """The plan of the command's settings."""
     from ..train.planning import plan_by_arithmetic, search
 
     why = reason_for_arithmetic(topology, asked.arithmetic)
+    if asked.stage == "ppo" and (why or asked.search):
+        raise UserError(f"PPO is planned by the compiler alone, for one mesh: {why or '--search'}")
 
     def make(one):
-        return (
-            plan_by_arithmetic(name, one, topology, why) if why else compiled(name, one, topology)
-        )
+        if why:
+            return plan_by_arithmetic(name, one, topology, why)
+        return compiled(name, one, topology, judge)
 
     if not asked.search:
         return make(config)
     return search(config, topology, make, print, fixed, asked.candidates)[0]
 
 
-def compiled(name: str, config, topology):
+def compiled(name: str, config, topology, judge):
     """A plan by the TPU's compiler."""
     from ..model import make_mesh
-    from ..train.ahead import lower_step
     from ..train.ahead import topology as devices_of
-    from ..train.planning import Phase, plan_by_compiler
+    from ..train.planning import plan_by_compiler
 
     mesh = make_mesh(config.mesh, devices_of(topology.of_slice, topology.slices))
-    return plan_by_compiler(name, config, topology, mesh, [Phase("step", lower_step(config, mesh))])
+    return plan_by_compiler(name, config, topology, mesh, phases_of(config, mesh, judge))
 
 
 def reason_for_arithmetic(topology, wanted: bool) -> str:
@@ -114,10 +126,14 @@ def reason_for_arithmetic(topology, wanted: bool) -> str:
 
 def settled(config, topology, fixed: frozenset[str]):
     """The settings with the mesh that the arithmetic thinks fastest, unless one was given."""
+    from ..model import MeshConfig
+    from ..train.config import PpoConfig
     from ..train.planning import flags_of, ranked
 
     if "mesh" in fixed:
         return config
+    if isinstance(config, PpoConfig):  # the arithmetic knows of one network
+        return replace(config, mesh=MeshConfig(data=1, fsdp=-1))
     found = ranked(config, topology, fixed)
     if not found:
         return config
@@ -135,20 +151,27 @@ def fixed_by(flags: list[str]) -> frozenset[str]:
     return frozenset(found)
 
 
-def own_flags(args: list[str]) -> tuple[Asked, list[str]]:
-    """(the command's own flags, the settings)."""
+def own_flags(name: str, args: list[str]) -> tuple[Asked, list[str]]:
+    """(the command's own flags, the settings) of what follows a config's name."""
     given = {}
-    for flag in ("topology", "candidates", "tokens", "price", "out"):
+    for flag in ("topology", "stage", "model", "judge", "candidates", "tokens", "price", "out"):
         given[flag], args = taken(args, f"--{flag}")
     switches = {flag: f"--{flag}" in args for flag in ("search", "arithmetic")}
     args = [arg for arg in args if arg not in ("--search", "--arithmetic")]
-    if given["topology"] is None:
+    topology = given["topology"] or name.partition("@")[2]
+    if not topology:
         raise UserError("aludel plan needs --topology, for example --topology v5p:8x8x16")
+    stage = given["stage"] or "pretrain"
+    if stage not in STAGES:
+        raise UserError(f"--stage must be one of {', '.join(STAGES)}, not {stage!r}")
     count = number("candidates", given["candidates"])
     if count is not None and count != int(count):
         raise UserError(f"--candidates must be a whole number, not {given['candidates']!r}")
     asked = Asked(
-        given["topology"],
+        topology,
+        stage,
+        given["model"],
+        given["judge"],
         switches["search"],
         int(count or 3),
         switches["arithmetic"],

@@ -458,6 +458,8 @@ def test_the_command_writes_a_plan_and_a_page(tmp_path, capsys):
             "1000 rows does not div",
         ),
         ("--topology 2xv6e:16x16 --arithmetic --mesh.fsdp 512", "over the 2 slices"),
+        ("--topology v6e:16x16 --stage pfo", "--stage must be one of"),
+        ("--topology v6e:16x16 --model llama2-7b", "--model and --judge belong to the stages"),
         ("--topology v6e:16x16 --price nothing", "--price must be a positive number"),
         ("--topology v6e:16x16 --mesh.fsdq 2", "unknown setting --mesh.fsdq"),
     ],
@@ -466,6 +468,35 @@ def test_a_mistake_is_one_line_and_status_2(flags, said, capsys):
     assert _plan("llama2-7b", *flags.split()) == 2
     error = capsys.readouterr().err
     assert said in error and len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "args, said",
+    [
+        ("instruct --topology v6e:8x8", "instruct is a config of aludel sft"),
+        ("instruct --stage sft --topology v6e:8x8", "needs --model"),
+        ("instruct --stage sft --model llama2-7b --judge llama2-7b --topology v6e:8x8", "--judge"),
+        ("ppo-small --stage ppo --model llama2-7b --topology h100:8", "by the compiler alone"),
+        ("gpt3-175b@v5p:8x8x8", "has no preset for 'v5p:8x8x8'"),
+    ],
+)
+def test_stages_that_cannot_be_planned_are_said(args, said, capsys):
+    assert _plan(*args.split()) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_preset_is_planned_as_it_is(tmp_path):
+    assert _plan("gpt3-175b@v5p:8x8x16", "--arithmetic", "--out", str(tmp_path)) == 0
+    written = json.loads((tmp_path / "plan.json").read_text())
+    assert written["topology"] == "v5p:8x8x16" and written["remat"] == "full"
+    assert written["mesh"]["fsdp"] == 128 and written["mesh"]["tensor"] == 8
+
+
+def test_tuning_is_planned_with_the_decoder_that_goes_on(tmp_path):
+    flags = "--stage sft --model llama2-7b --topology h100:64 --out".split()
+    assert _plan("instruct", *flags, str(tmp_path)) == 0
+    written = json.loads((tmp_path / "plan.json").read_text())
+    assert written["parameters"] == 6_738_415_616 and written["batch"] == 32
 
 
 def test_without_the_compiler_the_arithmetic_is_printed_and_how_to_get_it(
@@ -483,6 +514,28 @@ def test_without_the_compiler_the_arithmetic_is_printed_and_how_to_get_it(
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="the TPU's compiler is not installed"
 )
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_an_iteration_of_ppo_is_planned_by_phase(tmp_path):
+    config = tmp_path / "small.py"
+    config.write_text(
+        "from aludel.model import DecoderConfig\n"
+        "from aludel.train.config import PretrainConfig\n"
+        "model = DecoderConfig(vocab_size=2048, layers=2, width=256, heads=2, context=256,\n"
+        "    dtype='bfloat16')\n"
+        "config = PretrainConfig(model=model, batch=64)\n"
+    )
+    flags = f"--stage ppo --model {config} --topology v5p:2x2x1 --mesh.data 1 --mesh.fsdp 4"
+    assert _plan("ppo-small", *flags.split(), "--out", str(tmp_path / "plan")) == 0
+    written = json.loads((tmp_path / "plan/plan.json").read_text())
+    phases = {one["name"]: one for one in written["phases"]}
+    assert {"sample", "score", "refer"} <= set(phases)
+    assert all(one["seconds"] > 0 for one in phases.values())
+    seconds = sum(one["times"] * one["seconds"] for one in phases.values())
+    assert written["predicted_step_seconds"] == pytest.approx(seconds)
+    assert written["predicted_mfu"] is None
 
 
 @needs_libtpu

@@ -84,7 +84,7 @@ def estimate(config: StageConfig, topology: Topology, mesh: Division) -> Estimat
     config: its mesh is not read; remat, batch, accumulation and optimiser are.
     """
     model = config.model
-    tokens = config.batch * config.row_length / config.accumulation / (mesh.rows * mesh.context)
+    tokens = config.tokens_per_step / config.accumulation / (mesh.rows * mesh.context)
     return Estimate(
         memory_of(config, mesh, tokens),
         computing(config, topology, mesh, tokens * config.accumulation),

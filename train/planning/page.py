@@ -82,10 +82,11 @@ def cards(plan: Plan, tokens: float, price: float | None) -> list[tuple[str, str
     out = [
         (f"{plan.peak / plan.topology.memory:.0%}", f"of each device's memory: {fits}"),
         (f"{plan.seconds:.3g} s", "a step"),
-        (f"{plan.mfu('attention'):.1%}", "of the peak FLOP/s, attention's whole square counted"),
         (f"{plan.tokens_per_second:,.0f}", "tokens/s"),
         (duration(seconds), f"for {engineering(tokens)} tokens, {hours:,.0f} chip-hours"),
     ]
+    if plan.mfu() is not None:
+        out.insert(2, (f"{plan.mfu():.1%}", "of the peak FLOP/s, attention's whole square counted"))
     if price is not None:
         out.append((f"{hours * price:,.0f}", f"cost at {price:g} for a chip-hour"))
     return out

@@ -7,6 +7,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from ...errors import UserError
+from ...model import DecoderConfig
 from ...model.sharding import MESH_AXES
 from ..collectives import Collective
 from ..config import StageConfig
@@ -83,9 +84,11 @@ class Plan:
         """Of the whole pod."""
         return self.tokens / self.seconds
 
-    def mfu(self, convention: str = "attention") -> float:
+    def mfu(self, convention: str = "attention") -> float | None:
         """The share of the peak that the model's own FLOPs are, attention counted by a convention
-        of `DecoderConfig.flops_per_token`."""
+        of `DecoderConfig.flops_per_token`; None of a stage of several networks."""
+        if not isinstance(self.config.networks, DecoderConfig):
+            return None
         model, length = self.config.model, self.config.row_length
         flops = model.flops_per_token(length, convention) * self.tokens
         return flops / self.seconds / self.topology.peak
@@ -111,10 +114,15 @@ def plan_by_compiler(
             guess = estimated(config, topology)
             parts.append(guessed(phase.name, phase.times, made.memory, made.peak, guess))
         else:
-            spent = Clock(made.program, mesh, topology.chip, kernels).time()
+            spent = Clock(made.program, mesh, topology.chip, kernels, longest_loop(config)).time()
             parts.append(part_of(phase, made.memory, made.peak, spent))
     seconds = time.perf_counter() - begin
     return Plan(name, config, topology, tuple(parts), True, "", seconds, options)
+
+
+def longest_loop(config: StageConfig) -> int | None:
+    """How often the loop that samples an answer runs at most; None of a stage that samples none."""
+    return getattr(config, "new_tokens", None)
 
 
 def guessed(

@@ -94,9 +94,13 @@ def branches_of(one: Instruction) -> list[str]:
     return called(one, "branch_computations", "true_computation", "false_computation")
 
 
-def trips_of(one: Instruction, computations: Mapping[str, list[Instruction]]) -> int:
+def trips_of(
+    one: Instruction,
+    computations: Mapping[str, list[Instruction]],
+    otherwise: int | None = None,
+) -> int:
     """How often a while loop runs: as the compiler notes it, else the constant that its condition
-    compares a counter from 0 with. Raises ValueError where neither can be read."""
+    compares a counter from 0 with, else `otherwise`. Raises ValueError where there is none."""
     known = re.search(r'"known_trip_count":\{"n":"?(\d+)', one.rest)
     if known:
         return int(known.group(1))
@@ -105,6 +109,8 @@ def trips_of(one: Instruction, computations: Mapping[str, list[Instruction]]) ->
     for line in computations[condition]:
         if line.opcode == "constant" and re.match(r"[su]32\[\]", line.shape):
             bounds.append(line.inside)
+    if len(bounds) != 1 and otherwise is not None:
+        return otherwise
     if len(bounds) != 1:
         raise ValueError(f"a loop whose length cannot be read: {condition}")
     return int(bounds[0])

@@ -91,6 +91,15 @@ def exchange_rows(part: Part) -> list[tuple[str, ...]]:
     return rows
 
 
+def mfu_rows(plan: Plan) -> list[tuple[str, str]]:
+    """Model FLOPs over peak FLOPs by each convention; none of a stage of several networks."""
+    if plan.mfu() is None:
+        return []
+    said = {"attention": "attention's whole square", "causal": "its causal half", "6N": "6N"}
+    shares = [f"{plan.mfu(convention):.1%} ({what})" for convention, what in said.items()]
+    return [("MFU", ", ".join(shares))]
+
+
 def result_rows(plan: Plan, tokens: float, price: float | None) -> list[tuple[str, str]]:
     """What comes of it."""
     seconds = tokens / plan.tokens_per_second
@@ -98,11 +107,7 @@ def result_rows(plan: Plan, tokens: float, price: float | None) -> list[tuple[st
     rows = [
         ("fits", "yes" if plan.fits else "no"),
         ("step", f"{plan.seconds:.3f} s"),
-        (
-            "MFU",
-            f"{plan.mfu('attention'):.1%} (attention's whole square), "
-            f"{plan.mfu('causal'):.1%} (its causal half), {plan.mfu('6N'):.1%} (6N)",
-        ),
+        *mfu_rows(plan),
         (
             "tokens/s",
             f"{plan.tokens_per_second:,.0f}, "

@@ -91,6 +91,8 @@ class Clock:
     mesh: Mesh
     chip: Chip
     kernels: Kernels = Kernels()
+    longest: int | None = None
+    """How often a loop runs at most whose end the program itself finds: one that samples."""
 
     def __post_init__(self) -> None:
         self.torus = Torus(self.mesh, self.chip)
@@ -109,7 +111,7 @@ class Clock:
         for one in lines:
             if one.opcode == "while":
                 (body,) = called(one, "body")
-                total.add(self.time(body), trips_of(one, self.program.computations))
+                total.add(self.time(body), trips_of(one, self.program.computations, self.longest))
             elif one.opcode == "conditional":
                 total.add(max(map(self.time, branches_of(one)), key=lambda time: time.seconds))
             elif one.opcode == "call":
