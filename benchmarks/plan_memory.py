@@ -3,9 +3,10 @@
 Each shape is compiled for the CPU and run once with an empty batch in a process of its own. The
 kernel's high-water mark of resident memory is reset after compilation, so that what the compiler
 itself took does not count; from the mark is taken what was resident before the step beside its
-arguments. Linux only.
+arguments. Linux only. FILE holds one entry for each and is written after each; what it has is not
+measured again.
 
-    python benchmarks/plan_memory.py [--out docs/plan-memory.json]
+    python benchmarks/plan_memory.py [--out docs/plan-memory.json] [--only STAGE]
 """
 
 import argparse
@@ -17,50 +18,60 @@ from pathlib import Path
 from typing import Any
 
 SHAPES = {  # layers, width, heads, rows, tokens in a row, remat
-    "narrow": (8, 256, 4, 16, 512, "none"),
     "narrow, remat": (8, 256, 4, 16, 512, "full"),
     "wide": (4, 1024, 8, 8, 512, "none"),
     "long": (4, 512, 8, 4, 2048, "none"),
     "accumulated": (8, 512, 8, 32, 512, "none"),
 }
-STAGES = ("pretrain",)
+STAGES = ("pretrain", "reward", "ppo")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out")
+    parser.add_argument("--out", default="docs/plan-memory.json")
+    parser.add_argument("--only", choices=[f"{s} {shape}" for s in STAGES for shape in SHAPES])
     parser.add_argument("--one", nargs=2, metavar=("STAGE", "SHAPE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         print(json.dumps(measured(*options.one)))
         return
-    done: dict[str, Any] = {}
+    path = Path(options.out)
+    done: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     for stage in STAGES:
         for shape in SHAPES:
-            command = [sys.executable, __file__, "--one", stage, shape]
-            said = subprocess.run(command, capture_output=True, text=True, check=True)
-            one = done[f"{stage} {shape}"] = json.loads(said.stdout.splitlines()[-1])
-            print(
-                f"{stage} {shape}: predicted {one['predicted'] / 2**20:.0f} MiB, "
-                f"took {one['measured'] / 2**20:.0f}, ratio {one['ratio']:.3f}",
-                flush=True,
-            )
-    if options.out:
-        Path(options.out).write_text(json.dumps(done, indent=1) + "\n")
+            name = f"{stage} {shape}"
+            if name not in done and options.only in (None, name):
+                command = [sys.executable, __file__, "--one", stage, shape]
+                said = subprocess.run(command, capture_output=True, text=True, check=True)
+                done[name] = json.loads(said.stdout.splitlines()[-1])
+                path.write_text(json.dumps(done, indent=1) + "\n")
+    for name, one in done.items():
+        predicted, took = (one[key] / 2**20 for key in ("predicted", "measured"))
+        print(f"{name}: predicted {predicted:.0f} MiB, took {took:.0f}, ratio {one['ratio']:.3f}")
 
 
 def lowered(stage: str, shape: str) -> Any:
-    """The step of a stage with this shape."""
+    """The step of a stage with this shape; of PPO the update."""
     from aludel.model import DecoderConfig, Execution, MeshConfig, make_mesh
+    from aludel.rlhf.ahead import lower_ppo, lower_reward
     from aludel.train.ahead import lower_step
-    from aludel.train.config import PretrainConfig
+    from aludel.train.config import PpoConfig, PretrainConfig, RewardConfig
 
     layers, width, heads, rows, length, remat = SHAPES[shape]
     model = DecoderConfig(vocab_size=4096, layers=layers, width=width, heads=heads, context=length)
-    execution = Execution(remat=remat, training="xla")
-    accumulation = 4 if shape == "accumulated" else 1
-    config = PretrainConfig(model=model, batch=rows, execution=execution)
-    return lower_step(replace(config, accumulation=accumulation), make_mesh(MeshConfig(data=1)))
+    scoring = replace(model, scalar_head=True)
+    mesh = make_mesh(MeshConfig(data=1))
+    about = dict(
+        batch=rows,
+        accumulation=4 if shape == "accumulated" else 1,
+        execution=Execution(remat=remat, training="xla"),
+    )
+    if stage == "pretrain":
+        return lower_step(PretrainConfig(model=model, **about), mesh)
+    if stage == "reward":
+        return lower_reward(RewardConfig(model=scoring, **about), mesh)
+    config = PpoConfig(model=model, critic=scoring, new_tokens=length // 2, passes=2, **about)
+    return lower_ppo(config, mesh)["update"].lowered
 
 
 def measured(stage: str, shape: str) -> dict[str, float]:
