@@ -4,7 +4,7 @@ Each run is planned with its public settings as far as this code base has them, 
 TPUs (the package `libtpu`; no TPU is needed). FILE holds one entry for each run, written after
 each; runs that it has are not planned again.
 
-    python benchmarks/plan_published.py [--out docs/plan.json] [--only NAME]
+    python benchmarks/plan_published.py [--out docs/plan.json] [--only NAME] [--arithmetic]
 
 The tokens/s of a chip are compared: they need no convention of counting FLOPs and no number of
 chips. `calibrates` marks the runs by which the shares of the peak in train/planning/kernels.py were
@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from aludel.configs import named
-from aludel.errors import UserError
 from aludel.model import DecoderConfig, MeshConfig, make_mesh
 from aludel.train.ahead import lower_step
 from aludel.train.ahead import topology as devices_of
@@ -127,54 +126,59 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="docs/plan.json")
     parser.add_argument("--only", choices=RUNS, help="this run alone")
+    parser.add_argument("--arithmetic", action="store_true", help="compile nothing")
     options = parser.parse_args()
     path = Path(options.out)
     done: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     for name, run in RUNS.items():
-        if name not in done and options.only in (None, name):
-            done[name] = predicted(name, run)
+        entry = f"{name}, arithmetic" if options.arithmetic else name
+        if entry not in done and options.only in (None, name):
+            done[entry] = predicted(name, run, not options.arithmetic)
             path.write_text(json.dumps(done, indent=1) + "\n")
     print("\n".join(table(rows_of(done))))
 
 
-def predicted(name: str, run: Published) -> dict[str, Any]:
+def predicted(name: str, run: Published, compiled: bool) -> dict[str, Any]:
     """The entry of a run: its plan, with as many microbatches as it takes to fit."""
     topology = parse_topology(run.topology)
-    mesh = make_mesh(run.config.mesh, devices_of(run.topology))
-    out: dict[str, Any] = {"published_mfu": run.mfu, "source": run.source, "chips_read": run.read}
     for accumulation in ACCUMULATIONS:
         config = replace(run.config, accumulation=accumulation)
-        if not plan_by_arithmetic(name, config, topology).fits and accumulation < ACCUMULATIONS[-1]:
+        plan = plan_by_arithmetic(name, config, topology)
+        if not plan.fits and accumulation < ACCUMULATIONS[-1]:
             continue
-        try:
+        if compiled:
+            mesh = make_mesh(config.mesh, devices_of(run.topology))
             phase = Phase("step", lower_step(config, mesh))
-        except UserError as error:
-            return {**out, "failed": str(error)}
-        plan = plan_by_compiler(name, config, topology, mesh, [phase])
+            plan = plan_by_compiler(name, config, topology, mesh, [phase])
         if plan.fits:
             break
-    made = as_json(plan, 1e12, None)
+    return entry_of(run, as_json(plan, 1e12, None))
+
+
+def entry_of(run: Published, made: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of a plan, beside what was published."""
     per_chip = run.tokens_per_second_per_chip
     if per_chip is None:
         ratio = made["predicted_mfu"] / run.mfu
     else:
         ratio = made["tokens_per_second_per_chip"] / per_chip
     figures = (
-        "fits", "peak_bytes_per_chip", "accumulation", "remat", "batch", "mesh", "topology",
+        "by", "fits", "peak_bytes_per_chip", "accumulation", "remat", "batch", "mesh", "topology",
         "predicted_step_seconds", "predicted_mfu", "predicted_mfu_causal", "predicted_mfu_6n",
         "tokens_per_second_per_chip", "compile_seconds",
     )  # fmt: skip
     step = made["phases"][0]
+    spent = ("computing_seconds", "exposed_seconds", "exchanged_seconds")
     return {
-        **out,
+        "published_mfu": run.mfu,
         "published_tokens_per_second_per_chip": per_chip,
-        **{figure: made[figure] for figure in figures},
         "ratio": ratio,
-        "calibrates": run.calibrates,
+        **{figure: made[figure] for figure in figures},
+        **{figure: step[figure] for figure in spent},
+        "source": run.source,
+        "chips_read": run.read,
         "differs": run.differs,
-        "computing_seconds": step["computing_seconds"],
-        "exposed_seconds": step["exposed_seconds"],
-        "exchanged_seconds": step["exchanged_seconds"],
+        "calibrates": run.calibrates,
     }
 
 
@@ -182,9 +186,6 @@ def rows_of(done: dict[str, Any]) -> list[tuple[str, ...]]:
     """The table of what was planned."""
     rows = [("run", "tokens/s a chip", "published", "MFU", "published", "ratio", "")]
     for name, one in done.items():
-        if "failed" in one:
-            rows.append((name, "", "", "", "", "", one["failed"]))
-            continue
         published = one["published_tokens_per_second_per_chip"]
         rows.append(
             (
