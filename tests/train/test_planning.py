@@ -36,6 +36,7 @@ V5P, V6E = CHIPS["v5p"], CHIPS["v6e"]
         ("v5p:8x8x16", 1024, 1024),
         ("v6e:16x16", 256, 256),
         ("v3:16x16", 256, 512),
+        ("tpu7x:4x4x4", 64, 128),
         ("2xv5p:8x8x16", 2048, 2048),
         ("v5p:4x12x12", 576, 576),
         ("h100:64", 64, 64),
@@ -74,6 +75,7 @@ def test_a_clock_agrees_with_the_peak(name):
         "v5e": 4 * 128**2,
         "v5p": 8 * 128**2,
         "v6e": 4 * 256**2,
+        "tpu7x": 8 * 256**2,
     }
     chip = CHIPS[name]
     if chip.dimensions:

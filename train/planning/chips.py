@@ -40,8 +40,8 @@ class Chip:
 # cores of 1 and 2 units of 128 x 128 (Jouppi et al. 2020, "A domain-specific supercomputer for
 # training deep neural networks", table 3, which names 700 and 940 MHz); v4 2 x 4 (1,050 MHz: Jouppi
 # et al. 2023, table 4), v5e 1 x 4 and v5p 2 x 4 (Google Cloud's pages of v5e and v5p).
-# v6e's compiler counts 4 units of 256 x 256 (`cycles_of` a large product reaches no more than
-# 524,288 FLOPs a cycle), so 1,750 MHz; its page says 2 units. tpu7x likewise, by its compiler.
+# v6e's page names no clock, and 2 units; its compiler expects up to 471,000 FLOPs a cycle of a
+# product, so 4 units of 256 x 256 are taken, at 1,750 MHz. tpu7x likewise: 483,700 of a device.
 #
 # Links: v2 and v3 496 and 656 Gbit/s (Jouppi et al. 2020, table 3); the others from Austin et al.
 # 2025, "How to scale your model", part 2, one way. Memory's bandwidth: the pages of each
@@ -56,6 +56,11 @@ CHIPS = {
     "v5e": Chip("v5e", 197e12, round(15.75 * GIB), 819e9, 1.5e9, 45e9, 2, 16, 3.125e9),
     "v5p": Chip("v5p", 459e12, 95 * GIB, 2765e9, 1.75e9, 90e9, 3, 4, 6.25e9, megacore=True),
     "v6e": Chip("v6e", 918e12, round(31.25 * GIB), 1638e9, 1.75e9, 90e9, 2, 16, 12.5e9, unit=256),
+    # Peak, memory and links: its page in the same documentation; the compiler's limit of memory is
+    # not told before a program runs into it, 2 GiB are taken off. Two chiplets, each a device.
+    "tpu7x": Chip(
+        "tpu7x", 2307e12, 190 * GIB, 7380e9, 2.2e9, 90e9, 3, 4, 12.5e9, cores=2, unit=256
+    ),
     # Peak and memory: NVIDIA's data sheets (dense). `link`: NVLink, one way, half of the sheet's
     # figure for both; `network`: one 400 (A100: 200) Gbit/s adapter for each GPU, as in DGX.
     "a100": Chip("a100", 312e12, 79 * GIB, 2039e9, link=300e9, network=25e9, node=8),

@@ -19,8 +19,6 @@ from .options import options_for
 from .timing import Clock, Exchange, Time
 from .topologies import Topology
 
-CONVENTIONS = ("6N", "attention", "causal")
-
 
 @dataclass(frozen=True)
 class Part:
