@@ -12,6 +12,7 @@ from .settings import find_config
 from .stages import phases_of, with_decoders
 
 STAGES = ("pretrain", "sft", "reward", "ppo")
+SPARING = 0.8  # of the memory, where a mesh is chosen by arithmetic and not tried against others
 ALL = frozenset({"mesh", "remat", "accumulation"})
 USAGE = """\
 usage: aludel plan CONFIG --topology NAME [flags] [--FIELD VALUE]
@@ -134,7 +135,7 @@ def settled(config, topology, fixed: frozenset[str]):
         return config
     if isinstance(config, PpoConfig):  # the arithmetic knows of one network
         return replace(config, mesh=MeshConfig(data=1, fsdp=-1))
-    found = ranked(config, topology, fixed)
+    found = ranked(config, topology, fixed, SPARING) or ranked(config, topology, fixed)
     if not found:
         return config
     print(f"chosen by the arithmetic: {flags_of(found[0][1])}\n")

@@ -69,12 +69,14 @@ def estimated(config: StageConfig, topology: Topology) -> Estimate:
 
 
 def ranked(
-    config: StageConfig, topology: Topology, fixed: frozenset[str] = frozenset()
+    config: StageConfig,
+    topology: Topology,
+    fixed: frozenset[str] = frozenset(),
+    room: float = ROOM,
 ) -> list[tuple[Estimate, StageConfig]]:
-    """The candidates that fit by arithmetic, the fastest first."""
+    """The candidates that by arithmetic fit into this share of the memory, the fastest first."""
     found = [(estimated(one, topology), one) for one in candidates(config, topology, fixed)]
-    room = topology.memory * ROOM
-    fitting = [(guess, one) for guess, one in found if guess.bytes <= room]
+    fitting = [(guess, one) for guess, one in found if guess.bytes <= topology.memory * room]
     return sorted(fitting, key=lambda pair: pair[0].seconds)
 
 
