@@ -7,8 +7,8 @@ each; runs that it has are not planned again.
     python benchmarks/plan_published.py [--out docs/plan.json] [--only NAME] [--arithmetic]
 
 The tokens/s of a chip are compared: they need no convention of counting FLOPs and no number of
-chips. `calibrates` marks the runs by which the shares of the peak in train/planning/kernels.py were
-chosen; all others are held out.
+chips. `calibrates` marks the two runs that were in view when the shares of the peak in
+train/planning/kernels.py were chosen; all others are held out.
 """
 
 import argparse
@@ -84,11 +84,10 @@ RUNS = {
     "mixtral-8x7b v5p": Published(
         settings(named("mixtral-8x7b").model, 36 * 128, 128), "v5p:4x4x8", 0.5256, 2909, MAXTEXT,
         "its table says 256 chips (8x4x4): 8x4x4 is 128 chips of 2 cores",
-        "MaxText holds parameters in bfloat16, 36 rows a chip at once",
+        "MaxText holds parameters in bfloat16, 36 rows a chip at once", True,
     ),
     "llama2-70b v6e": Published(
         settings(llama2_70b(), 4 * 256, 256), "v6e:16x16", 0.438, 900, MAXTEXT, V6E_256,
-        calibrates=True,
     ),
     "llama3.1-8b v6e": Published(
         settings(named("llama3-8b").model, 4 * 256, 256), "v6e:16x16", 0.4546, 7207, MAXTEXT,
@@ -96,7 +95,7 @@ RUNS = {
     ),
     "llama3.1-70b v6e": Published(
         settings(named("llama3-70b").model, 2 * 256, 256), "v6e:16x16", 0.5033, 960, MAXTEXT,
-        V6E_256, OFFLOADED + "; 4 or 5 rows a chip there, 2 here",
+        V6E_256, OFFLOADED + "; 4 or 5 rows a chip there, 2 here", True,
     ),
     "mixtral-8x7b v6e": Published(
         settings(named("mixtral-8x7b").model, 12 * 256, 256), "v6e:16x16", 0.3523, 3899, MAXTEXT,

@@ -146,7 +146,7 @@ def test_only_data_goes_between_slices():
         estimate(config, planning.parse_topology(name), Division(data, 64, 1, 1, 1))
         for name, data in (("v5p:4x4x4", 1), ("2xv5p:4x4x4", 2))
     )
-    assert "data" in two.exchanged and "data" not in one.exchanged
+    assert "data" in two.exposed and "data" not in one.exposed
 
 
 class _Mesh:
@@ -573,5 +573,5 @@ def test_decoders_of_experts_are_divided():
     by_expert = estimate(config, topology, Division(1, 32, 8, 1, 1))
     alone = estimate(config, topology, Division(1, 256, 1, 1, 1))
     assert by_expert.memory["parameters"] > 0.9 * alone.memory["parameters"]
-    assert "expert" in by_expert.exchanged and "expert" not in alone.exchanged
+    assert "expert" in by_expert.exposed and "expert" not in alone.exposed
     assert isinstance(config.model, DecoderConfig)

@@ -127,11 +127,10 @@ def guessed(
     name: str, times: float, memory: dict[str, float], peak: float, guess: Estimate
 ) -> Part:
     """A phase whose time is the arithmetic's."""
-    exposed = guess.exchanged
+    exposed = guess.exposed
     exchanges = tuple(added_up(list(guess.exchanges)))
-    return Part(
-        name, times, memory, peak, guess.computing, exposed, sum(exposed.values()), exchanges
-    )
+    exchanged = sum(one.collective.times * one.seconds for one in exchanges)
+    return Part(name, times, memory, peak, guess.computing, exposed, exchanged, exchanges)
 
 
 def part_of(phase: Phase, memory: dict[str, float], peak: float, spent: Time) -> Part:
