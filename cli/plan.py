@@ -12,7 +12,7 @@ from .settings import find_config
 from .stages import phases_of, with_decoders
 
 STAGES = ("pretrain", "sft", "reward", "ppo")
-SPARING = 0.8  # of the memory, where a mesh is chosen by arithmetic and not tried against others
+SPARING = 0.82  # of the memory, where a mesh is chosen by arithmetic and not tried against others
 ALL = frozenset({"mesh", "remat", "accumulation"})
 USAGE = """\
 usage: aludel plan CONFIG --topology NAME [flags] [--FIELD VALUE]
