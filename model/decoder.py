@@ -261,6 +261,7 @@ class Block(nn.Module):
         def read(half: str, past: Array | None) -> tuple[Array, Array | None]:
             """The normalised input of a half, and what its token shift keeps."""
             y = norm_of(c, self.kernels, f"{half}_norm")(x)
+            y = constrain(y, BETWEEN, self.mesh)  # else it is gathered before it is cast
             if not c.token_shift:
                 return y, None
             return TokenShift(c.token_shift, name=f"{half}_shift")(y, context.same, past)

@@ -8,6 +8,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from ..layers import Project, Weights, activate
+from ..sharding import constrain
 
 
 def together(project: Project, mesh: Mesh | None) -> Project:
@@ -25,7 +26,10 @@ def together(project: Project, mesh: Mesh | None) -> Project:
         if len(weights) == 1 or any(width % shares for width in widths):
             return project(x, weights, activation)
         joined = jnp.concatenate([k.reshape(len(k), shares, -1) for k, _ in weights], axis=2)
-        (y,) = project(x, [(joined.reshape(len(joined), -1), None)], None)
+        joined = joined.reshape(len(joined), -1)
+        # Whole inputs before the products: else they are gathered once for each of them.
+        joined = constrain(joined, ("width", "mlp"), mesh)
+        (y,) = project(x, [(joined, None)], None)
         ends = np.cumsum(widths)[:-1] // shares
         parts = jnp.split(y.reshape(len(y), shares, -1), ends, axis=2)
         outputs = tuple(
