@@ -6,6 +6,7 @@ On a mesh each device attends with its own rows and heads, and where rows are cu
 """
 
 import functools
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import jax
@@ -119,11 +120,15 @@ def _kernel(
         block_q_dq=block,
         block_kv_dq=block,
     )
-    with jax.ensure_compile_time_eval():
-        return splash.make_splash_mha(
-            splash.MultiHeadMask([mask] * heads),
-            block_sizes=sizes,
-            head_shards=head_shards,
-            q_seq_shards=pieces,
-            interpret=interpret,
-        )
+    make = partial(
+        splash.make_splash_mha,
+        splash.MultiHeadMask([mask] * heads),
+        block_sizes=sizes,
+        head_shards=head_shards,
+        q_seq_shards=pieces,
+        interpret=interpret,
+    )
+    # In a thread of its own, which has no trace: under `jax.ensure_compile_time_eval` the tables
+    # were tracers still, and the next program with the same kernel could not be traced.
+    with ThreadPoolExecutor(1) as aside:
+        return aside.submit(make).result()
