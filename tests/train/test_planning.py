@@ -300,6 +300,18 @@ def test_a_loop_of_unknown_length_is_an_error():
         trips_of(loop, program.computations)
 
 
+def test_a_loop_that_counts_in_twos_runs_half_as_often():
+    counted = """%one = s32[] constant(1)
+  %i = s32[] get-tuple-element(%p), index=0
+  %first = s32[] add(%i, %one)
+  %second = s32[] add(%first, %one)
+  ROOT %out = (s32[], bf16[64,64]) tuple(%second, %fusion.1)"""
+    text = PROGRAM.replace("ROOT %out = (s32[], bf16[64,64]) tuple(%i, %fusion.1)", counted)
+    program = read_program(text)
+    loop = next(one for one in program.computations["main"] if one.opcode == "while")
+    assert trips_of(loop, program.computations) == 5
+
+
 def test_a_noted_length_of_a_loop_counts():
     noted = 'body=%body, backend_config={"known_trip_count":{"n":"7"}}'
     program = read_program(PROGRAM.replace("body=%body", noted))

@@ -104,13 +104,34 @@ def trips_of(
     known = re.search(r'"known_trip_count":\{"n":"?(\d+)', one.rest)
     if known:
         return int(known.group(1))
-    (condition,) = called(one, "condition")
-    bounds = []
-    for line in computations[condition]:
-        if line.opcode == "constant" and re.match(r"[su]32\[\]", line.shape):
-            bounds.append(line.inside)
+    (condition,), (body,) = called(one, "condition"), called(one, "body")
+    lines = {line.name: line for line in computations[condition]}
+    bounds = [int(line.inside) for line in lines.values() if is_number(line)]
     if len(bounds) != 1 and otherwise is not None:
         return otherwise
     if len(bounds) != 1:
         raise ValueError(f"a loop whose length cannot be read: {condition}")
-    return int(bounds[0])
+    places = [re.search(r"index=(\d+)", line.rest) for line in lines.values()]
+    place = next((int(match.group(1)) for match in places if match), 0)
+    return -(-bounds[0] // (step_of(computations[body], place) or 1))
+
+
+def step_of(body: list[Instruction], place: int) -> int:
+    """What a loop's body adds to its counter, the element `place` of what it gives: a loop that the
+    compiler has unrolled adds more than 1, or several times. 0 where it cannot be read."""
+    lines = {line.name: line for line in body}
+    result = body[-1].operands if body else ()
+    name, step = result[place] if place < len(result) else "", 0
+    while name in lines and lines[name].opcode == "add":
+        known = [each for each in lines[name].operands if each in lines and is_number(lines[each])]
+        if not known:
+            return 0
+        step += int(lines[known[0]].inside)
+        name = next((each for each in lines[name].operands if each != known[0]), "")
+    return step
+
+
+def is_number(line: Instruction) -> bool:
+    """Whether a constant whole number."""
+    whole = re.match(r"[su]32\[\]", line.shape) and line.inside.isdecimal()
+    return line.opcode == "constant" and bool(whole)
