@@ -29,9 +29,11 @@ from .kernels import (
 from .layers import (
     Linear,
     Norm,
+    Project,
     ScalarHead,
     Table,
     TokenShift,
+    Weights,
     dropout,
     linear,
     output_init,
@@ -158,6 +160,16 @@ def norm_of(c: DecoderConfig, kernels: Kernels, name: str) -> Norm:
     return Norm(c.norm, c.norm_eps, c.norm_affine, c.bias, kernels.normalise, name=name)
 
 
+def add_up(x: Array, weights: Weights, project: Project, mesh: Mesh | None) -> Array:
+    """The linear map of x [B, T, fan in] at the end of a block's half, its tokens divided."""
+    kernel, bias = weights
+    if bias is None or mesh is None or mesh.size == 1:
+        return constrain(linear(x, [weights], project)[0], BETWEEN, mesh)
+    # The bias last: else sums over `tensor` are made whole for it on every device.
+    y = constrain(linear(x, [(kernel, None)], project)[0], BETWEEN, mesh)
+    return y + bias.astype(y.dtype)
+
+
 class Attention(nn.Module):
     """Self-attention; with a cache, its new keys and values are written in place."""
 
@@ -214,8 +226,8 @@ class Attention(nn.Module):
         mixed = constrain(mixed, ("batch", "length", "heads", "head_dim"), self.mesh)
         init = output_init(c, c.heads * dim)
         weights = Linear(c.width, ("heads", "embed"), c.bias, init, name="output")(c.heads * dim)
-        (y,) = linear(mixed.reshape(*x.shape[:-1], -1), [weights], self.kernels.project)
-        return constrain(y, BETWEEN, self.mesh), cache
+        mixed = mixed.reshape(*x.shape[:-1], -1)
+        return add_up(mixed, weights, self.kernels.project, self.mesh), cache
 
 
 class MLP(nn.Module):
@@ -238,8 +250,7 @@ class MLP(nn.Module):
         hidden = constrain(hidden, ("batch", "length", "mlp"), self.mesh)
         init = output_init(c, c.size_of_mlp)
         weights = Linear(c.width, ("mlp", "embed"), c.bias, init, name="down")(c.size_of_mlp)
-        (y,) = linear(hidden, [weights], project)
-        return constrain(y, BETWEEN, self.mesh)
+        return add_up(hidden, weights, project, self.mesh)
 
 
 class Block(nn.Module):

@@ -275,8 +275,8 @@ def _backward(settings, saved, grads: TokenScores):
         grad_hidden = grad_hidden + product(grad, rows)
         grad_rows = settings.gradient(grad, hidden)
         if shares.width:
-            grad_rows = jax.lax.psum_scatter(
-                grad_rows, shares.width, scatter_dimension=1, tiled=True
+            grad_rows = jax.lax.psum_scatter(  # as other matrices' gradients are
+                grad_rows.astype(hidden.dtype), shares.width, scatter_dimension=1, tiled=True
             )
         return grad_hidden, grad_rows
 

@@ -1,7 +1,9 @@
 """Several linear maps of one input, divided over the mesh's axis `tensor` by their outputs."""
 
 from collections.abc import Sequence
+from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -26,9 +28,7 @@ def together(project: Project, mesh: Mesh | None) -> Project:
         if len(weights) == 1 or any(width % shares for width in widths):
             return project(x, weights, activation)
         joined = jnp.concatenate([k.reshape(len(k), shares, -1) for k, _ in weights], axis=2)
-        joined = joined.reshape(len(joined), -1)
-        # Whole inputs before the products: else they are gathered once for each of them.
-        joined = constrain(joined, ("width", "mlp"), mesh)
+        joined = _gathered(joined.reshape(len(joined), -1), mesh)
         (y,) = project(x, [(joined, None)], None)
         ends = np.cumsum(widths)[:-1] // shares
         parts = jnp.split(y.reshape(len(y), shares, -1), ends, axis=2)
@@ -39,3 +39,21 @@ def together(project: Project, mesh: Mesh | None) -> Project:
         return outputs if activation is None else (activate(activation, *outputs),)
 
     return run
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gathered(kernel: Array, mesh: Mesh) -> Array:
+    """The same, its inputs whole on every device: else they are gathered for each product with it.
+    Its gradient is divided again."""
+    return constrain(kernel, ("width", "mlp"), mesh)
+
+
+def _gathered_forward(kernel, mesh):
+    return _gathered(kernel, mesh), None
+
+
+def _gathered_backward(mesh, _, grad):
+    return (constrain(grad, ("embed", "mlp"), mesh),)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)

@@ -16,7 +16,9 @@ ROOM = 1.1
 SUMS = 100_000  # bytes of norms' scales, the loss's terms by row, sums of gradients' squares
 
 
-def _config(mesh: MeshConfig, accumulation: int = 1, experts: int = 0) -> PretrainConfig:
+def _config(
+    mesh: MeshConfig, accumulation: int = 1, experts: int = 0, **model: object
+) -> PretrainConfig:
     return PretrainConfig(
         model=DecoderConfig(
             vocab_size=VOCAB,
@@ -30,6 +32,7 @@ def _config(mesh: MeshConfig, accumulation: int = 1, experts: int = 0) -> Pretra
             activation="swiglu",
             tied=False,
             experts=experts,
+            **model,
         ),
         batch=ROWS,
         accumulation=accumulation,
@@ -53,22 +56,23 @@ def _by_purpose(found: list[Collective]) -> dict[str, float]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "mesh, accumulation, experts",
+    "mesh, accumulation, experts, model",
     [
-        (MeshConfig(data=1, fsdp=8), 1, 0),
-        (MeshConfig(data=2, fsdp=4), 1, 0),
-        (MeshConfig(data=8), 2, 0),
-        (MeshConfig(data=2, fsdp=4), 2, 0),
-        (MeshConfig(data=2, fsdp=2, tensor=2), 2, 0),
-        (MeshConfig(data=1, fsdp=2, tensor=4), 1, 0),
-        (MeshConfig(data=1, fsdp=4, context=2), 1, 0),
-        (MeshConfig(data=1, fsdp=2, expert=4), 1, 8),
-        (MeshConfig(data=2, expert=4), 2, 8),
+        (MeshConfig(data=1, fsdp=8), 1, 0, {}),
+        (MeshConfig(data=2, fsdp=4), 1, 0, {}),
+        (MeshConfig(data=8), 2, 0, {}),
+        (MeshConfig(data=2, fsdp=4), 2, 0, {}),
+        (MeshConfig(data=2, fsdp=2, tensor=2), 2, 0, {}),
+        (MeshConfig(data=1, fsdp=2, tensor=4), 1, 0, {}),
+        (MeshConfig(data=1, fsdp=2, tensor=4), 1, 0, dict(dtype="bfloat16", bias=True)),
+        (MeshConfig(data=1, fsdp=4, context=2), 1, 0, {}),
+        (MeshConfig(data=1, fsdp=2, expert=4), 1, 8, {}),
+        (MeshConfig(data=2, expert=4), 2, 8, {}),
     ],
     ids=str,
 )
-def test_a_step_moves_little_more_than_it_must(mesh, accumulation, experts):
-    config, mesh = _config(mesh, accumulation, experts), make_mesh(mesh)
+def test_a_step_moves_little_more_than_it_must(mesh, accumulation, experts, model):
+    config, mesh = _config(mesh, accumulation, experts, **model), make_mesh(mesh)
     found = collectives_of(partitioned(lower_step(config, mesh)), mesh)
     moved, least = _by_purpose(found), least_moved(config, mesh)
     for axis, bytes_moved in moved.items():
