@@ -22,14 +22,14 @@ from .experts import Experts
 from .kernels import (
     Kernels,
     cached_kernels,
-    together,
+    reading,
     training_kernels,
     write_slots,
+    writing,
 )
 from .layers import (
     Linear,
     Norm,
-    Project,
     ScalarHead,
     Table,
     TokenShift,
@@ -160,8 +160,9 @@ def norm_of(c: DecoderConfig, kernels: Kernels, name: str) -> Norm:
     return Norm(c.norm, c.norm_eps, c.norm_affine, c.bias, kernels.normalise, name=name)
 
 
-def add_up(x: Array, weights: Weights, project: Project, mesh: Mesh | None) -> Array:
+def add_up(x: Array, weights: Weights, kernels: Kernels, mesh: Mesh | None) -> Array:
     """The linear map of x [B, T, fan in] at the end of a block's half, its tokens divided."""
+    project = kernels.project_back or kernels.project
     kernel, bias = weights
     if bias is None or mesh is None or mesh.size == 1:
         return constrain(linear(x, [weights], project)[0], BETWEEN, mesh)
@@ -227,7 +228,7 @@ class Attention(nn.Module):
         init = output_init(c, c.heads * dim)
         weights = Linear(c.width, ("heads", "embed"), c.bias, init, name="output")(c.heads * dim)
         mixed = mixed.reshape(*x.shape[:-1], -1)
-        return add_up(mixed, weights, self.kernels.project, self.mesh), cache
+        return add_up(mixed, weights, self.kernels, self.mesh), cache
 
 
 class MLP(nn.Module):
@@ -250,7 +251,7 @@ class MLP(nn.Module):
         hidden = constrain(hidden, ("batch", "length", "mlp"), self.mesh)
         init = output_init(c, c.size_of_mlp)
         weights = Linear(c.width, ("mlp", "embed"), c.bias, init, name="down")(c.size_of_mlp)
-        return add_up(hidden, weights, project, self.mesh)
+        return add_up(hidden, weights, self.kernels, self.mesh)
 
 
 class Block(nn.Module):
@@ -334,8 +335,12 @@ class Decoder(nn.Module):
             kernels = training_kernels("xla" if self.is_initializing() else self.execution.training)
         attend = partial(attention, kernel=self.execution.attention, mesh=self.mesh, pieces=pieces)
         trained = not self.is_initializing() and cache is None  # it is gradients that gain by it
-        project = together(kernels.project, self.mesh if trained else None)
-        kernels = kernels._replace(attend=attend, project=project)
+        mesh = self.mesh if trained else None
+        kernels = kernels._replace(
+            attend=attend,
+            project=reading(kernels.project, mesh),
+            project_back=writing(kernels.project, mesh),
+        )
         if positions is None:
             start = 0 if cache is None else cache.filled[:, None]
             positions = jnp.broadcast_to(start + jnp.arange(length), (rows, length))

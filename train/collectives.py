@@ -7,7 +7,7 @@ loops are multiplied out.
 import math
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,11 +52,14 @@ def partitioned(lowered: jax.stages.Lowered) -> str:
     return compiled_and_partitioned(lowered)[1]
 
 
-def compiled_and_partitioned(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, str]:
-    """The program compiled, and its text after partitioning."""
+def compiled_and_partitioned(
+    lowered: jax.stages.Lowered, options: Mapping[str, str | float] | None = None
+) -> tuple[jax.stages.Compiled, str]:
+    """The program compiled, with these options of the compiler, and its text after partitioning."""
     with tempfile.TemporaryDirectory() as folder:
         # The pipelines that partition: of CPUs and GPUs, and of TPUs.
-        options = {"xla_dump_to": folder, "xla_dump_hlo_pass_re": "spmd.*|xla-partitioner"}
+        dumps = {"xla_dump_to": folder, "xla_dump_hlo_pass_re": "spmd.*|xla-partitioner"}
+        options = {**(options or {}), **dumps}
         compiled = lowered.compile(compiler_options=options)
         found = sorted(Path(folder).glob("*after_*spmd-partitioning*.txt"))
         if not found:
@@ -69,6 +72,15 @@ def moved_by_axis(found: Sequence[Collective]) -> dict[tuple[str, ...], float]:
     out: dict[tuple[str, ...], float] = {}
     for one in found:
         out[one.axes] = out.get(one.axes, 0.0) + one.moved
+    return out
+
+
+def moved_by_purpose(found: Sequence[Collective]) -> dict[str, float]:
+    """The same, each axis for itself: what goes along `context` together with `fsdp`, which share
+    the parameters, is fsdp's, and what goes along `data` with others is data's."""
+    out = dict.fromkeys(("data", "fsdp", "expert", "tensor", "context"), 0.0)
+    for axes, moved in moved_by_axis(found).items():
+        out[next(name for name in out if name in axes)] += moved
     return out
 
 

@@ -97,9 +97,10 @@ def make_loss_and_grads(
 
     accumulation: number of microbatches, taken by stride so that a sharded batch need not move.
     param_shardings: NamedShardings of params, for gradients to lie like them; None on one device.
-    Over the mesh's axis `data` gradients are added up once, behind the last microbatch. Terms are
-    those of the whole batch, by row where the loss gives them by row. Raises `UserError` where the
-    rows cannot be split, or the loss does not return terms.
+    Over the mesh's axis `data` gradients are added up once, behind the last microbatch, where no
+    more than one other axis divides. Terms are those of the whole batch, by row where the loss
+    gives them by row. Raises `UserError` where the rows cannot be split, or the loss does not
+    return terms.
     """
     mesh = None if param_shardings is None else _mesh_of(param_shardings)
 
@@ -172,13 +173,20 @@ def make_loss_and_grads(
         if accumulation == 1:
             return differentiate(params, batch, key, None)
         factors = weigh(params, batch, key)
-        if mesh is None or mesh.shape["data"] == 1:
-            value, grads, terms = accumulate(params, batch, key, factors)
-        else:
-            value, grads, terms = over_data(params, batch, key, factors)
+        each_its_own = mesh is not None and _reduced_once(mesh)
+        run_all = over_data if each_its_own else accumulate
+        value, grads, terms = run_all(params, batch, key, factors)
         return value.sum(), grads, jax.tree.map(_gathered, terms)
 
     return loss_and_grads
+
+
+def _reduced_once(mesh: Mesh) -> bool:
+    """Whether gradients are reduced over `data` once, and not in every microbatch. With two axes
+    more that divide arrays, XLA's partitioner (jaxlib 0.10.2) ends the process on lookups in what
+    both divide."""
+    others = [size for axis, size in mesh.shape.items() if axis != "data" and size > 1]
+    return mesh.shape["data"] > 1 and len(others) <= 1
 
 
 def _factors(loss: Loss, terms: dict[str, Term]) -> dict[str, Array]:

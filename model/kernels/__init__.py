@@ -9,10 +9,10 @@ from .blocked import blocked_attention
 from .context import context_attention
 from .cudnn import cudnn_attention
 from .decoding import cached_kernels, draw, for_decoding, head_product
+from .divided import reading, writing
 from .fused import fused_attention
 from .plain import Kernels, plain_attention, write_slots
 from .splash import splash_attention
-from .tensor import together
 from .training import for_training, gradient_by, training_kernels
 
 __all__ = [
@@ -28,8 +28,9 @@ __all__ = [
     "for_training",
     "head_product",
     "plain_attention",
+    "reading",
     "splash_attention",
-    "together",
     "training_kernels",
     "write_slots",
+    "writing",
 ]

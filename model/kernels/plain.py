@@ -125,6 +125,7 @@ class Kernels(NamedTuple):
     attention: Callable[..., tuple[Array, Array, Array]]  # as `append_and_attend`
     normalise: Callable[..., Array] = normalise  # as that of `layers`
     attend: Callable[..., Array] = plain_attention  # without a cache
+    project_back: Project | None = None  # those that write to the residual stream; None: `project`
 
 
 XLA = Kernels(project_by(jnp.matmul), append_and_attend)

@@ -14,7 +14,13 @@ from aludel.model import DecoderConfig, Execution, MeshConfig, make_mesh
 from aludel.model.kernels import splash_attention
 from aludel.model.sharding import RULES
 from aludel.train import ahead
+from aludel.train.collectives import (
+    collectives_of,
+    compiled_and_partitioned,
+    moved_by_purpose,
+)
 from aludel.train.config import PretrainConfig
+from aludel.train.least import least_moved
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="the TPU's compiler is not installed"
@@ -93,9 +99,22 @@ USABLE = {"v5e": 15.75, "v5p": 95.0, "v6e": 31.25}
 @needs_libtpu
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", presets_of())
-def test_steps_compile_for_their_pods_and_fit(preset):
+def test_steps_compile_for_their_pods_fit_and_move_little_more_than_they_must(preset):
     pod = preset.partition("@")[2]
     config = named(preset)
-    lowered = ahead.lower_step(config, make_mesh(config.mesh, ahead.topology(pod)))
+    mesh = make_mesh(config.mesh, ahead.topology(pod))
+    lowered = ahead.lower_step(config, mesh)
+    # A fraction of the time, and memory is within 1%: it is the machine code that is hurried.
+    compiled, text = compiled_and_partitioned(lowered, {"exec_time_optimization_effort": -1.0})
     usable = USABLE[pod.partition(":")[0]]
-    assert ahead.memory_of(lowered.compile()).peak < usable * 2**30
+    peak = ahead.memory_of(compiled).peak
+    found = collectives_of(text, mesh)
+    moved, least = moved_by_purpose(found), least_moved(config, mesh)
+    print(f"\n{preset}: {peak / 2**30:.1f} GiB")
+    for axis, sent in moved.items():
+        print(f"{axis}: {sent / 2**30:.2f} GiB, at the least {least[axis] / 2**30:.2f}")
+    assert peak < 0.99 * usable * 2**30
+    for axis, sent in moved.items():
+        assert sent <= 1.1 * least[axis] + 2**27, axis  # norms, biases, sums over the loss's terms
+    # No activations of all, no stack of layers: at most the tokens of a group, or a matrix.
+    assert max(one.size for one in found) <= 2**31
