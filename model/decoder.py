@@ -16,13 +16,14 @@ from jax.sharding import Mesh
 
 from .attention import attention
 from .config import GATED, DecoderConfig
-from .embedding import lookup
+from .embedding import TOKENS, lookup
 from .execution import DEFAULT, Execution
 from .experts import Experts
 from .kernels import (
     Kernels,
     cached_kernels,
     reading,
+    scattered,
     training_kernels,
     write_slots,
     writing,
@@ -50,7 +51,7 @@ REMAT = {
 
 # Between the halves of blocks tokens are divided over the devices that share matrix products: what
 # is kept for the backward pass is, too (Korthikanti et al. 2022, sequence parallelism).
-BETWEEN = ("batch", "sequence", "width")
+BETWEEN = TOKENS
 
 
 class LayerCache(NamedTuple):
@@ -164,11 +165,11 @@ def add_up(x: Array, weights: Weights, kernels: Kernels, mesh: Mesh | None) -> A
     """The linear map of x [B, T, fan in] at the end of a block's half, its tokens divided."""
     project = kernels.project_back or kernels.project
     kernel, bias = weights
-    if bias is None or mesh is None or mesh.size == 1:
-        return constrain(linear(x, [weights], project)[0], BETWEEN, mesh)
+    if mesh is None or mesh.size == 1:
+        return linear(x, [weights], project)[0]
     # The bias last: else sums over `tensor` are made whole for it on every device.
-    y = constrain(linear(x, [(kernel, None)], project)[0], BETWEEN, mesh)
-    return y + bias.astype(y.dtype)
+    y = scattered(linear(x, [(kernel, None)], project)[0], mesh)
+    return y if bias is None else y + bias.astype(y.dtype)
 
 
 class Attention(nn.Module):

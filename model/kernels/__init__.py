@@ -9,7 +9,7 @@ from .blocked import blocked_attention
 from .context import context_attention
 from .cudnn import cudnn_attention
 from .decoding import cached_kernels, draw, for_decoding, head_product
-from .divided import reading, writing
+from .divided import reading, scattered, writing
 from .fused import fused_attention
 from .plain import Kernels, plain_attention, write_slots
 from .splash import splash_attention
@@ -29,6 +29,7 @@ __all__ = [
     "head_product",
     "plain_attention",
     "reading",
+    "scattered",
     "splash_attention",
     "training_kernels",
     "write_slots",

@@ -9,6 +9,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
+from ..embedding import TOKENS
 from ..layers import Project, Weights, activate
 from ..sharding import constrain
 
@@ -60,6 +61,7 @@ def writing(project: Project, mesh: Mesh | None) -> Project:
 def gathered(kernel: Array, names: tuple[str, str], mesh: Mesh | None) -> Array:
     """A matrix with these logical axes, whole along `embed` on every device: else it is gathered
     for each product with it. Its gradient is divided again."""
+    kernel = constrain(kernel, names, mesh)  # else it is gathered before it is cast
     return constrain(kernel, tuple("width" if n == "embed" else n for n in names), mesh)
 
 
@@ -72,3 +74,21 @@ def _gathered_backward(names, mesh, _, grad):
 
 
 gathered.defvjp(_gathered_forward, _gathered_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def scattered(y: Array, mesh: Mesh | None) -> Array:
+    """What a map writes, y [B, T, width], its tokens divided as between blocks' halves. Its
+    gradient is gathered once, for both products that need it whole."""
+    return constrain(y, TOKENS, mesh)
+
+
+def _scattered_forward(y, mesh):
+    return scattered(y, mesh), None
+
+
+def _scattered_backward(mesh, _, grad):
+    return (constrain(constrain(grad, TOKENS, mesh), ("batch", "length", "width"), mesh),)
+
+
+scattered.defvjp(_scattered_forward, _scattered_backward)
