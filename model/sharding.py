@@ -1,7 +1,7 @@
 """Logical axis names to mesh axes: the one table, and the shardings that follow from it."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -55,6 +55,37 @@ def slice_of(device: jax.Device) -> int:
     return getattr(device, "slice_index", None) or 0
 
 
+def sizes_of(config: MeshConfig, devices: int) -> dict[str, int]:
+    """The mesh's axes with their sizes, that of -1 filled in for so many devices. Raises
+    `UserError` for sizes that no mesh has."""
+    sizes = {axis: getattr(config, axis) for axis in MESH_AXES}
+    for axis, size in sizes.items():
+        if size < 1 and size != -1:
+            raise UserError(f"mesh.{axis} must be at least 1, or -1 for what is left, not {size}")
+    open_axes = [axis for axis, size in sizes.items() if size == -1]
+    if len(open_axes) > 1:
+        raise UserError("only one axis of the mesh can be -1, the number that is left")
+    known = math.prod(size for size in sizes.values() if size != -1)
+    return sizes | dict.fromkeys(open_axes, max(devices // known, 1))
+
+
+def check_devices(sizes: Mapping[str, int], devices: int) -> None:
+    """`UserError` where a mesh of these sizes is not of so many devices."""
+    if math.prod(sizes.values()) != devices:
+        shape = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
+        raise UserError(f"a mesh of {shape} does not fit {devices} devices")
+
+
+def check_slices(sizes: Mapping[str, int], devices: Sequence[int]) -> None:
+    """`UserError` where a mesh of these sizes does not divide over slices of so many devices."""
+    if sizes["data"] % len(devices) or len(set(devices)) > 1:
+        lengths = " + ".join(map(str, devices))
+        raise UserError(
+            f"mesh.data = {sizes['data']} does not divide over {len(devices)} slices of {lengths} "
+            "devices"
+        )
+
+
 def make_mesh(
     config: MeshConfig = DATA_PARALLEL,
     devices: list | None = None,
@@ -64,31 +95,17 @@ def make_mesh(
     size and needs fewer. Over several slices only `data` is divided: each slice holds all of the
     model. Raises `UserError` where they do not fit."""
     devices = jax.devices() if devices is None else devices
-    given = [getattr(config, axis) for axis in MESH_AXES]
-    sizes = list(given)
-    for axis, size in zip(MESH_AXES, sizes, strict=True):
-        if size < 1 and size != -1:
-            raise UserError(f"mesh.{axis} must be at least 1, or -1 for what is left, not {size}")
-    if sizes.count(-1) > 1:
-        raise UserError("only one axis of the mesh can be -1, the number that is left")
-    known = math.prod(size for size in sizes if size != -1)
-    if -1 in sizes:
-        sizes[sizes.index(-1)] = max(len(devices) // known, 1)
-    some = -1 not in given and math.prod(sizes) < len(devices)
+    sizes = sizes_of(config, len(devices))
+    count = math.prod(sizes.values())
+    some = -1 not in vars(config).values() and count < len(devices)
     if some:  # a mesh that is spelt out may leave devices idle
-        devices = devices[: math.prod(sizes)]
-    if math.prod(sizes) != len(devices):
-        shape = " x ".join(f"{a} {s}" for a, s in zip(MESH_AXES, sizes, strict=True))
-        raise UserError(f"a mesh of {shape} does not fit {len(devices)} devices")
+        devices = devices[:count]
+    check_devices(sizes, len(devices))
     slices: dict[int, list] = {}
     for device in devices:
         slices.setdefault(slice_of(device), []).append(device)
-    if sizes[0] % len(slices) or len(set(map(len, slices.values()))) > 1:
-        lengths = " + ".join(str(len(one)) for _, one in sorted(slices.items()))
-        raise UserError(
-            f"mesh.data = {sizes[0]} does not divide over {len(slices)} slices of {lengths} devices"
-        )
-    within = (sizes[0] // len(slices), *sizes[1:])
+    check_slices(sizes, [len(one) for _, one in sorted(slices.items())])
+    within = (sizes["data"] // len(slices), *list(sizes.values())[1:])
     grid = np.concatenate([_grid(one, within, some) for _, one in sorted(slices.items())])
     # Auto: Linen's constraints and GSPMD's propagation expect it; make_mesh's default is Explicit.
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))

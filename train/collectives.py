@@ -7,7 +7,7 @@ loops are multiplied out.
 import math
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,16 +16,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ..errors import UserError
+from .program import Instruction, read_program, times_of
 
 BYTES = {
     "pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "f16": 2, "bf16": 2,
-    "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8,
+    "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "f8e4m3fn": 1, "f8e5m2": 1,
+    "token": 0, "opaque": 0,
 }  # fmt: skip
-# Computations that a line calls; of a conditional's branches each is taken to run.
-CALLED = (
-    r"(?:calls|to_apply|called_computations|branch_computations|true_computation|"
-    r"false_computation)=(?:\{([^}]*)\}|%?([^\s,}]+))"
-)
+SAME = ("copy", "reshape", "bitcast", "convert")  # the same elements in another form
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 
@@ -86,103 +84,38 @@ def moved_by_purpose(found: Sequence[Collective]) -> dict[str, float]:
 
 def collectives_of(text: str, mesh: Mesh) -> list[Collective]:
     """Every exchange in a partitioned program's text."""
-    parts = dict(_computations(text))
-    times = _times(text, parts)
+    program = read_program(text)
+    runs = times_of(program)
     found = []
-    for name, lines in parts.items():
-        for line in lines if times.get(name) else ():
-            match = re.search(rf"%(\S+) = (.*?) ({'|'.join(KINDS)})\(", line)
-            if not match:
+    for name, lines in program.computations.items():
+        times = runs.get(name, 0)
+        for one in lines if times else ():
+            if one.opcode not in KINDS:
                 continue
-            result, shape, kind = match.groups()
-            group = group_of(line, kind)
-            size = bytes_of(shape)
+            kind, group, size = one.opcode, group_of(one.rest, one.opcode), bytes_of(one.shape)
             if kind == "reduce-scatter":  # its result is a share
                 size *= len(group)
-            elif kind == "all-reduce" and _only_sliced(result, lines):
+            elif kind == "all-reduce" and _only_sliced(one.name, lines):
                 kind = "reduce-scatter"
             if len(group) > 1:
-                found.append(Collective(kind, axes_of(group, mesh), len(group), size, times[name]))
+                found.append(Collective(kind, axes_along(group, mesh), len(group), size, times))
     return found
 
 
-def _computations(text: str) -> Iterator[tuple[str, list[str]]]:
-    """(name, lines) of each computation."""
-    name, lines = "", []
-    for line in text.splitlines():
-        header = re.match(r"(?:ENTRY )?%(\S+) \(.*\{$", line)
-        if header:
-            name, lines = header.group(1), []
-        elif line == "}":
-            yield name, lines
-        else:
-            lines.append(line)
-
-
-def _times(text: str, parts: dict[str, list[str]]) -> dict[str, int]:
-    """How often each computation runs in one run of the program."""
-    entry = re.search(r"^ENTRY %(\S+) ", text, re.MULTILINE).group(1)
-    times, waiting = {}, [(entry, 1)]
-    while waiting:
-        name, count = waiting.pop()
-        times[name] = times.get(name, 0) + count
-        for line in parts[name]:
-            loop = re.search(r"condition=%([^\s,]+), body=%([^\s,]+)", line)
-            if loop:
-                waiting.append((loop.group(2), count * _trips(*(parts[n] for n in loop.groups()))))
-                continue
-            for several, one in re.findall(CALLED, line):
-                waiting += [(n.strip().lstrip("%"), count) for n in (several or one).split(",")]
-    return times
-
-
-def _trips(condition: list[str], body: list[str]) -> int:
-    """Of a loop that counts from 0 to a constant, by ones or by another constant."""
-    number = r"%(\S+) = [su]32\[\] constant\((\d+)\)"
-    bounds = [n for line in condition for _, n in re.findall(number, line)]
-    if len(bounds) != 1:
-        raise ValueError(f"a loop whose length cannot be read: {condition}")
-    place = next(
-        (n for line in condition for n in re.findall(r" [su]32\[\] .*index=(\d+)", line)), 0
-    )
-    root = next((line for line in body if line.lstrip().startswith("ROOT")), "")
-    results = re.findall(r"%([^\s,()]+)", root.partition(" tuple(")[2])
-    counter = results[int(place)] if int(place) < len(results) else ""
-    return -(-int(bounds[0]) // (_added(counter, body, number) or 1))
-
-
-def _added(name: str, body: list[str], number: str) -> int:
-    """The constants, found by the pattern `number`, that an instruction adds to a loop's counter,
-    one addition behind the other."""
-    constants = dict(pair for line in body for pair in re.findall(number, line))
-    added, addition = 0, re.compile(r"%(\S+) = \S+ add\(.*?%([^\s,()]+), .*?%([^\s,()]+)\)")
-    sums = {m.group(1): m.groups()[1:] for line in body if (m := addition.search(line))}
-    while name in sums:
-        known = [one for one in sums[name] if one in constants]
-        if not known:
-            return 0
-        added += int(constants[known[0]])
-        name = next((one for one in sums[name] if one not in constants), "")
-    return added
-
-
 def bytes_of(shape: str) -> int:
-    """Of an array or a tuple of arrays."""
+    """Of an array or a tuple of arrays. KeyError for elements of a kind that is not known."""
     return sum(
         BYTES[kind] * math.prod(int(n) for n in sizes.split(",") if n)
-        for kind, sizes in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", shape)
-        if kind in BYTES
+        for kind, sizes in re.findall(r"\b([a-z]\w*)\[([\d,]*)\]", shape)
     )
 
 
-def _only_sliced(name: str, lines: list[str]) -> bool:
+def _only_sliced(name: str, lines: list[Instruction]) -> bool:
     """Whether nothing but slices of it is used."""
-    users = [line for line in lines if re.search(rf"%{re.escape(name)}[,)]", line)]
-    same = r"\s+(?:ROOT )?%(\S+) = \S+ (?:copy|reshape|bitcast|convert)\("
-    copies = [re.match(same, line) for line in users]
+    users = [line for line in lines if name in line.operands]
     return bool(users) and all(
-        _only_sliced(copy.group(1), lines) if copy else " dynamic-slice(" in line
-        for copy, line in zip(copies, users, strict=True)
+        _only_sliced(line.name, lines) if line.opcode in SAME else line.opcode == "dynamic-slice"
+        for line in users
     )
 
 
@@ -228,7 +161,7 @@ def _iota(dims: str, order: str | None) -> np.ndarray:
     return grid.transpose(_numbers(order)) if order else grid
 
 
-def axes_of(group: list[int], mesh: Mesh) -> tuple[str, ...]:
+def axes_along(group: list[int], mesh: Mesh) -> tuple[str, ...]:
     """The axes of the mesh along which the devices of a group lie."""
     places = np.array(np.unravel_index(group, mesh.devices.shape))
     return tuple(

@@ -109,7 +109,7 @@ def test_steps_compile_for_their_pods_fit_and_move_little_more_than_they_must(pr
     usable = USABLE[pod.partition(":")[0]]
     peak = ahead.memory_of(compiled).peak
     found = collectives_of(text, mesh)
-    moved, least = moved_by_purpose(found), least_moved(config, mesh)
+    moved, least = moved_by_purpose(found), least_moved(config, mesh.shape)
     print(f"\n{preset}: {peak / 2**30:.1f} GiB")
     for axis, sent in moved.items():
         print(f"{axis}: {sent / 2**30:.2f} GiB, at the least {least[axis] / 2**30:.2f}")

@@ -23,9 +23,9 @@ from aludel.train.planning.chips import CHIPS
 from aludel.train.planning.compiling import arguments_by_kind, overflow
 from aludel.train.planning.kernels import ATTENTION_SHARE, Kernels, attention_share
 from aludel.train.planning.links import HOP, REACHED, Reach, closes, seconds_of
-from aludel.train.planning.program import read_program, trips_of
 from aludel.train.planning.purposes import purpose_of
 from aludel.train.planning.timing import Clock, at_once
+from aludel.train.program import read_program, trips_of
 
 V5P, V6E = CHIPS["v5p"], CHIPS["v6e"]
 
@@ -464,14 +464,14 @@ def test_the_command_writes_a_plan_and_a_page(tmp_path, capsys):
     [
         ("", "needs --topology"),
         ("--topology v5p:8x8x15", "nearest: v5p:8x8x16"),
-        ("--topology v5p:8x8x16 --arithmetic --mesh.data 1 --mesh.fsdp 7", "does not fit the 1024"),
-        ("--topology v5p:8x8x16 --arithmetic --mesh.tensor 3", "does not fit the 1024 devices"),
+        ("--topology v5p:8x8x16 --arithmetic --mesh.data 1 --mesh.fsdp 7", "does not fit 1024"),
+        ("--topology v5p:8x8x16 --arithmetic --mesh.tensor 3", "does not fit 1024 devices"),
         ("--topology v6e:8x8 --arithmetic --mesh.tensor 64", "does not divide model.heads"),
         (
             "--topology v6e:16x16 --arithmetic --mesh.data 256 --batch 1000",
             "1000 rows does not div",
         ),
-        ("--topology 2xv6e:16x16 --arithmetic --mesh.fsdp 512", "over the 2 slices"),
+        ("--topology 2xv6e:16x16 --arithmetic --mesh.fsdp 512", "over 2 slices"),
         ("--topology v6e:16x16 --stage pfo", "--stage must be one of"),
         ("--topology v6e:16x16 --model llama2-7b", "--model and --judge belong to the stages"),
         ("--topology v6e:16x16 --price nothing", "--price must be a positive number"),

@@ -2,9 +2,9 @@
 
 `chips` and `topologies` say what there is to rent, `arithmetic` estimates without a compiler,
 `candidates` lists the ways to run a config, `compiling` asks the TPU's compiler (`options`: how),
-`program` reads what it made, `timing` adds up its cycles (`kernels`: where it says none;
-`purposes`: what for) and its exchanges (`links`); `plan` puts it together, `advice` and `search`
-change what does not fit or is slow, `tables` and `page` show it.
+`timing` adds up its cycles (`kernels`: where it says none; `purposes`: what for) and its exchanges
+(`links`); `plan` puts it together, `advice` and `search` change what does not fit or is slow,
+`tables` and `page` show it.
 """
 
 from .advice import advice, flags_of

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from ...model.config import DecoderConfig
 from ..collectives import Collective
 from ..config import StageConfig
+from ..least import least_exchanges, matrices_of
 from ..sizes import optimizer_bytes
 from .kernels import attention_share
 from .links import Reach, closes, seconds_of
@@ -88,20 +89,18 @@ def estimate(config: StageConfig, topology: Topology, mesh: Division) -> Estimat
 
     config: its mesh is not read; remat, batch, accumulation and optimiser are.
     """
-    model = config.model
     tokens = config.tokens_per_step / config.accumulation / (mesh.rows * mesh.context)
     return Estimate(
         memory_of(config, mesh, tokens),
         computing(config, topology, mesh, tokens * config.accumulation),
-        tuple(exchanging(model, config, topology, mesh, tokens)),
+        tuple(exchanging(config, topology, mesh)),
     )
 
 
 def parts_of_model(model: DecoderConfig, mesh: Division) -> tuple[float, float]:
     """(weights of one block, all other weights) that one device holds."""
-    experts = model.mlps() * model.width * model.size_of_mlp
-    experts *= (3 if model.activation in ("swiglu", "geglu") else 2) if model.experts else 0
-    block = (model.block_matrices() - experts + experts / mesh.expert) / mesh.state
+    dense, experts = matrices_of(model)
+    block = (dense + experts / mesh.expert) / mesh.state
     outside = model.parameters() - model.layers * model.block_matrices()
     return block, outside / mesh.state
 
@@ -164,47 +163,18 @@ def computing(
     }
 
 
-def exchanging(
-    model: DecoderConfig, config: StageConfig, topology: Topology, mesh: Division, tokens: float
-) -> list[Exchange]:
-    """What is exchanged in a step. tokens: of a microbatch, on a device."""
-    element = 2 if model.dtype == "bfloat16" else 4
-    block, outside = parts_of_model(model, mesh)
+def exchanging(config: StageConfig, topology: Topology, mesh: Division) -> list[Exchange]:
+    """What must be exchanged in a step, with its time."""
     places = placed(topology, mesh)
-    out: list[Exchange] = []
-
-    def exchange(axis: str, kind: str, size: float, times: float) -> None:
-        devices = getattr(mesh, axis)
-        if devices == 1 or not size:
-            return
-        one = Collective(kind, (axis,), devices, round(size), round(times))
+    out = []
+    for one in least_exchanges(config, vars(mesh)):
+        (axis,) = one.axes
         if topology.is_tpu:
             seconds = seconds_of(one, places[axis], topology.chip)
         else:
             seconds = by_switch(one, places[axis], topology)
-        hidden = HIDDEN if (axis, kind) == ("fsdp", "all-gather") else 0.0
+        hidden = HIDDEN if (axis, one.kind) == ("fsdp", "all-gather") else 0.0
         out.append(Exchange(one, seconds, seconds * (1 - hidden), "exchanges"))
-
-    parts = config.accumulation
-    each = model.layers * parts
-    stream = tokens * model.width * element
-    weights = element * block * mesh.fsdp * mesh.context
-    ends = element * outside * mesh.fsdp * mesh.context
-    kv = 2 * tokens * mesh.context * model.size_of_head * model.number_of_kv_heads * element
-    again = 3 if config.execution.remat == "full" else 2
-    exchange("fsdp", "all-gather", weights, 2 * each)
-    exchange("fsdp", "all-reduce", weights, each)
-    exchange("fsdp", "all-reduce", ends, parts)
-    exchange("tensor", "all-gather", stream, 2 * again * each)
-    if model.bias:  # added before the sum over devices is divided, a bias leaves an all-reduce
-        exchange("tensor", "all-reduce", stream, 3 * each)
-        exchange("tensor", "reduce-scatter", stream, 2 * each)
-    else:
-        exchange("tensor", "reduce-scatter", stream, 5 * each)
-    exchange("expert", "all-gather", stream * mesh.expert, again * each)
-    exchange("expert", "reduce-scatter", stream * mesh.expert, 2 * each)
-    exchange("context", "all-gather", kv, (again + 1) * each)
-    exchange("data", "all-reduce", element * (block * model.layers + outside), 1)
     return out
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from ...model import MeshConfig
+from ...model.sharding import sizes_of
 from ..config import StageConfig
 from .arithmetic import ROOM, Division, Estimate, estimate
 from .topologies import Topology
@@ -54,13 +55,7 @@ def meshes(config: StageConfig, topology: Topology) -> Iterator[MeshConfig]:
 
 def divided(config: StageConfig, topology: Topology) -> Division:
     """The mesh of the settings in numbers, an axis of -1 filled in."""
-    sizes = {name: getattr(config.mesh, name) for name in Division.__dataclass_fields__}
-    known = 1
-    for size in sizes.values():
-        known *= size if size != -1 else 1
-    return Division(
-        **{k: max(topology.devices // known, 1) if v == -1 else v for k, v in sizes.items()}
-    )
+    return Division(**sizes_of(config.mesh, topology.devices))
 
 
 def estimated(config: StageConfig, topology: Topology) -> Estimate:

@@ -7,7 +7,7 @@ import jax
 
 from ..ahead import memory_of
 from ..collectives import bytes_of
-from .program import Program, read_program
+from ..program import Program, read_program
 from .purposes import op_name_of
 
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}

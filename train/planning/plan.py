@@ -4,15 +4,14 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
-from ...errors import UserError
-from ...model import DecoderConfig
-from ...model.sharding import MESH_AXES
+from ...model import DecoderConfig, check_length, check_mesh
+from ...model.sharding import check_devices, check_slices, sizes_of
 from ..collectives import Collective
 from ..config import StageConfig
 from .arithmetic import Estimate
-from .candidates import divided, estimated
+from .candidates import estimated
 from .compiling import Phase, compile_phase
 from .kernels import Kernels
 from .options import options_for
@@ -177,49 +176,18 @@ def added_up(exchanges: list[Exchange]) -> list[Exchange]:
 
 def named_mesh(config: StageConfig, topology: Topology) -> dict[str, int]:
     """The sizes of the mesh's axes."""
-    found = divided(config, topology)
-    return {axis: getattr(found, axis) for axis in MESH_AXES}
+    return sizes_of(config.mesh, topology.devices)
 
 
 def check_fits_mesh(config: StageConfig, topology: Topology) -> None:
-    """`UserError` where the mesh does not fit the topology's devices, or the batch the mesh; the
-    same that `make_mesh` and `check_mesh` would say, where there are no devices to ask."""
-    found = divided(config, topology)
-    sizes = {axis: getattr(found, axis) for axis in MESH_AXES}
-    product = 1
-    for axis, size in sizes.items():
-        if size < 1:
-            raise UserError(f"mesh.{axis} must be at least 1, or -1 for what is left, not {size}")
-        product *= size
-    if product != topology.devices:
-        shape = " x ".join(f"{a} {s}" for a, s in sizes.items())
-        raise UserError(
-            f"a mesh of {shape} does not fit the {topology.devices} devices of {topology.name}"
-        )
-    if found.data % topology.slices:
-        raise UserError(
-            f"mesh.data = {found.data} does not divide over the {topology.slices} slices of "
-            f"{topology.name}: each holds a whole model"
-        )
-    rows = config.batch // config.accumulation
-    if rows % found.rows:
-        raise UserError(
-            f"a microbatch of {rows} rows does not divide over {found.rows} devices "
-            "(data x fsdp x expert); change batch, accumulation or mesh"
-        )
-    if config.model.heads % found.tensor:
-        raise UserError(
-            f"mesh.tensor = {found.tensor} does not divide model.heads = {config.model.heads}"
-        )
-    if config.model.experts % found.expert:
-        raise UserError(
-            f"mesh.expert = {found.expert} does not divide model.experts = {config.model.experts}"
-        )
-    if config.row_length % (2 * found.context) and found.context > 1:
-        raise UserError(
-            f"rows of {config.row_length} tokens are not a multiple of 2 x mesh.context = "
-            f"{2 * found.context}"
-        )
+    """`UserError` where the mesh does not fit the topology's devices, or the batch the mesh."""
+    sizes = sizes_of(config.mesh, topology.devices)
+    check_devices(sizes, topology.devices)
+    check_slices(sizes, [topology.devices // topology.slices] * topology.slices)
+    mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
+    model = config.model
+    check_mesh(model.heads, config.batch // config.accumulation, mesh, model.experts)
+    check_length(config.row_length, mesh)
 
 
 def as_json(plan: Plan, tokens: float, price: float | None) -> dict[str, Any]:

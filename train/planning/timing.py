@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 from jax.sharding import Mesh
 
-from ..collectives import KINDS, Collective, axes_of, bytes_of, group_of
+from ..collectives import KINDS, Collective, axes_along, bytes_of, group_of
+from ..program import Instruction, Program, branches_of, called, trips_of
 from .chips import Chip
 from .kernels import Kernels
 from .links import Torus, seconds_of
-from .program import Instruction, Program, branches_of, called, trips_of
 from .purposes import op_name_of, purpose_of
 
 FREE = {
@@ -158,7 +158,7 @@ class Clock:
             size *= len(group)
         elif kind == "all-reduce" and scattered:
             kind = "reduce-scatter"
-        axes = axes_of(group, self.mesh)
+        axes = axes_along(group, self.mesh)
         collective = Collective(kind, axes, len(group), size, 1)
         reach = self.torus.reach(group)
         seconds = seconds_of(collective, reach, self.chip, at_once(one.rest))

@@ -1,4 +1,4 @@
-"""A compiled program's text, read: its computations, and how often each of them runs."""
+"""The compiler's text of a program, read: its computations, and how often each of them runs."""
 
 import re
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ HEADER = re.compile(r"(ENTRY )?%?(\S+) \(.*\{$")
 
 
 def read_program(text: str) -> Program:
-    """The program of a compiled HLO module's text."""
+    """The program of an HLO module's text, whatever the stage of compilation."""
     computations: dict[str, list[Instruction]] = {}
     entry, lines, pending = "", [], ""
 
@@ -78,6 +78,10 @@ def _bracketed(after: str) -> tuple[str, str]:
     return after, ""
 
 
+BRANCHES = ("branch_computations", "true_computation", "false_computation")
+CALLS = ("calls", "to_apply", "called_computations", *BRANCHES)
+
+
 def called(one: Instruction, *names: str) -> list[str]:
     """The computations that an instruction names under these attributes."""
     out = []
@@ -91,7 +95,23 @@ def called(one: Instruction, *names: str) -> list[str]:
 
 def branches_of(one: Instruction) -> list[str]:
     """The computations of which a conditional runs one."""
-    return called(one, "branch_computations", "true_computation", "false_computation")
+    return called(one, *BRANCHES)
+
+
+def times_of(program: Program) -> dict[str, int]:
+    """How often each computation runs in one run of the program; of a conditional's branches each
+    is taken to run."""
+    times, waiting = {}, [(program.entry, 1)]
+    while waiting:
+        name, count = waiting.pop()
+        times[name] = times.get(name, 0) + count
+        for one in program.computations[name]:
+            if one.opcode == "while":
+                (body,) = called(one, "body")
+                waiting.append((body, count * trips_of(one, program.computations)))
+            else:
+                waiting += [(each, count) for each in called(one, *CALLS)]
+    return times
 
 
 def trips_of(
