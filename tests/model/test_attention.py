@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import needs_compiler
 
 from aludel.errors import UserError
 from aludel.model import MeshConfig, attention, choose_kernel, make_mesh
@@ -16,8 +17,6 @@ from aludel.model.kernels import (
     fused_attention,
     plain_attention,
 )
-
-from .marks import needs_compiler
 
 compiled = needs_compiler(fused.obstacle)
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import compiled
 
 from aludel.errors import UserError
 from aludel.model.kernels import decoding
@@ -11,8 +12,6 @@ from aludel.model.kernels import native as loader
 from aludel.model.kernels import native_decoding as native
 from aludel.model.kernels.plain import XLA, append_and_attend
 from aludel.model.layers import activate
-
-from .marks import compiled
 
 
 def _normal(*shape):

@@ -4,11 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import compiled
 
 from aludel.model.kernels import native_decoding as native
 from aludel.model.kernels.drawing import draw, invert
-
-from .marks import compiled
 
 DRAWS = [draw, pytest.param(native.native_draw, marks=compiled)]
 LAST = 1 - 2.0**-24  # the last number below 1

@@ -4,11 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import needs_compiler
 
 from aludel.model.kernels import norms
 from aludel.model.layers import normalise
-
-from .marks import needs_compiler
 
 compiled = needs_compiler(norms.obstacle)
 

@@ -4,10 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import needs_compiler
 
 from aludel.model.kernels import products
-
-from .marks import needs_compiler
 
 compiled = needs_compiler(products.obstacle)
 

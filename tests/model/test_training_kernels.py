@@ -4,13 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import needs_compiler
 
 from aludel.errors import UserError
 from aludel.model import DecoderConfig, Execution, init_params, make_apply
 from aludel.model.kernels import choosing, norms, products, training
 from aludel.model.layers import normalise
-
-from .marks import needs_compiler
 
 compiled = needs_compiler(training.obstacle)
 

@@ -2,13 +2,13 @@
 
 import dataclasses
 import functools
-import importlib.util
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import jax
 import pytest
+from marks import needs_libtpu
 
 from aludel.configs import named
 from aludel.data import Template
@@ -24,9 +24,6 @@ from aludel.train.sft import sft
 
 from .conftest import QUIET, write_records
 
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="the TPU's compiler is not installed"
-)
 MESH = MeshConfig(data=1, fsdp=4, tensor=2)
 SETTINGS = {**QUIET, "mesh": MESH, "batch": 16, "eval_every": 0}
 

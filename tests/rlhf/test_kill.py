@@ -1,6 +1,5 @@
 """PPO that is killed again and again: its metrics are those of the undisturbed run, bit for bit."""
 
-import importlib.util
 import json
 import random
 import subprocess
@@ -8,14 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import runs
 
 from .conftest import write_records
-
-_spec = importlib.util.spec_from_file_location(
-    "runs", Path(__file__).parents[1] / "train" / "runs.py"
-)
-runs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(runs)
 
 REWARD = """
 def share_of_y(prompts, completions):

@@ -1,6 +1,5 @@
 """PPO in several processes on one machine: the run is that of one process."""
 
-import importlib.util
 import json
 import shutil
 import signal
@@ -8,14 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import runs
 
 from .conftest import write_records
-
-_spec = importlib.util.spec_from_file_location(
-    "runs", Path(__file__).parents[1] / "train" / "runs.py"
-)
-runs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(runs)
 
 REWARD = """
 import os
@@ -65,16 +59,6 @@ def lines_of(out: Path) -> list[dict]:
     return [{name: x for name, x in line.items() if not name.startswith(CLOCKS)} for line in lines]
 
 
-def check_near(out: Path, expected: Path) -> None:
-    """The metrics of two runs are the same but for the rounding of float32."""
-    lines, others = lines_of(out), lines_of(expected)
-    assert [line["step"] for line in lines] == [line["step"] for line in others]
-    for line, other in zip(lines, others, strict=True):
-        assert set(line) == set(other)
-        for name, value in other.items():
-            assert line[name] == pytest.approx(value, rel=1e-4, abs=1e-5), (line["step"], name)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("count, flags", [(2, []), (4, []), (2, ["--minibatches", "2"])])
 def test_several_processes_are_one_run(tuned, material, alone, tmp_path, count, flags):
@@ -84,7 +68,7 @@ def test_several_processes_are_one_run(tuned, material, alone, tmp_path, count, 
         runs.finished(command(tuned, material, expected, *flags), 1, tmp_path / "alone-job")
     (material / "calls").unlink()
     job = runs.finished(command(tuned, material, tmp_path / "run", *flags), count, tmp_path / "job")
-    check_near(tmp_path / "run", expected)
+    runs.check_near(lines_of(tmp_path / "run"), lines_of(expected), rel=1e-4, least=1e-5)
     callers = set((material / "calls").read_text().split())
     assert callers == {str(job.processes[0].pid)}  # the reward is asked once for each answer
 
@@ -112,7 +96,7 @@ def test_stopped_and_killed_it_goes_on_exactly(tuned, material, alone, tmp_path)
     runs.finished(words, 2, tmp_path / "job-3")
     assert lines_of(out) == lines_of(whole)
     runs.finished(command(tuned, material, again), 4, tmp_path / "job-4")
-    check_near(again, alone)
+    runs.check_near(lines_of(again), lines_of(alone), rel=1e-4, least=1e-5)
 
 
 @pytest.mark.slow
@@ -136,7 +120,7 @@ def test_a_reward_model_of_two_processes_is_that_of_one(tuned, tmp_path):
         runs.finished(words, count, tmp_path / f"job-{count}")
         found.append(json.loads((out / "normalisation.json").read_text()))
     assert found[0] == pytest.approx(found[1], rel=1e-4)
-    check_near(tmp_path / "2", tmp_path / "1")
+    runs.check_near(lines_of(tmp_path / "2"), lines_of(tmp_path / "1"), rel=1e-4, least=1e-5)
 
 
 @pytest.mark.slow

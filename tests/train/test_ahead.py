@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from marks import needs_libtpu
 
 from aludel.configs import named, presets_of
 from aludel.errors import UserError
@@ -21,10 +22,6 @@ from aludel.train.collectives import (
 )
 from aludel.train.config import PretrainConfig
 from aludel.train.least import least_moved
-
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="the TPU's compiler is not installed"
-)
 
 
 def _config(**model) -> PretrainConfig:

@@ -11,14 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import runs
 from jax.sharding import NamedSharding, PartitionSpec
 
 from aludel.errors import UserError
 from aludel.model import MeshConfig, make_mesh
 from aludel.train.checkpoint import Checkpoints, DamagedError, checksum, quiet
 from aludel.train.loop import StoppedError
-
-from . import runs
 
 # No file may grow past a limit: imitates a disk that fills up, and needs no privileges.
 LIMITED = """import os, resource, sys

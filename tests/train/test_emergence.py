@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import runs
 
 from aludel.cli import run
 from aludel.errors import UserError
@@ -25,8 +26,6 @@ from aludel.train.probes.reading import (
     reading,
     shares,
 )
-
-from . import runs
 
 FLOPS = np.geomspace(1e12, 1e16, 9)  # four decades, half of one from rung to rung
 SMOOTH = np.linspace(-2.0, -0.02, 9)  # nats per token

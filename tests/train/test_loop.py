@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import jax.numpy as jnp
 import pytest
+import runs
 
 from aludel.model import DecoderConfig
 from aludel.train.config import PretrainConfig
@@ -18,8 +19,6 @@ from aludel.train.pretrain import PRETRAIN
 from aludel.train.progress import Plain
 from aludel.train.records import Lines
 from aludel.train.stage import language_evaluator, run_stage
-
-from . import runs
 
 
 class Store:

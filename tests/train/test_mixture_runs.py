@@ -3,11 +3,10 @@
 import shutil
 
 import pytest
+import runs
 
 from aludel.configs import named
 from aludel.train.sizes import describe_config
-
-from . import runs
 
 EXPERTS = ["--model.experts", "4", "--model.mlp-width", "8", "--eval-every", "3"]
 DIVIDED = ["--mesh.data", "1", "--mesh.expert", "4"]

@@ -5,12 +5,11 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import runs
 
 from aludel.cli import run
 from aludel.errors import UserError
 from aludel.train.scaling.noise import NoiseScale, _split, inner_products, noise_scale
-
-from . import runs
 
 TOKENS, SIZE = 64, 500  # of a batch; of a gradient
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from marks import needs_libtpu
 
 from aludel.cli import run
 from aludel.configs import named
@@ -523,11 +524,6 @@ def test_without_the_compiler_the_arithmetic_is_printed_and_how_to_get_it(
     assert _plan("gpt3-175b", "--topology", "v5p:8x8x16", "--out", str(tmp_path)) == 0
     said = capsys.readouterr().out
     assert "the package libtpu" in said and "tokens/s" in said
-
-
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="the TPU's compiler is not installed"
-)
 
 
 @needs_libtpu

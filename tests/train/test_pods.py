@@ -6,11 +6,10 @@ import time
 from pathlib import Path
 
 import pytest
+import runs
 
 import aludel
 from aludel.train.alike import code_digests
-
-from . import runs
 
 STEPS = 24
 SAVING = [
@@ -34,17 +33,6 @@ def alone(tmp_path_factory, text) -> Path:
     return folder / "run"
 
 
-def check_near(out: Path, expected: Path) -> None:
-    """The metrics of two runs are the same but for the rounding of float32."""
-    lines, others = runs.metrics(out), runs.metrics(expected)
-    assert [line["step"] for line in lines] == [line["step"] for line in others]
-    for line, other in zip(lines, others, strict=True):
-        for name in FIGURES:
-            assert (name in line) == (name in other)
-            if name in line:
-                assert line[name] == pytest.approx(other[name], rel=2e-5), (line["step"], name)
-
-
 def saved(out: Path, step: int):
     """Whether the checkpoint of a step is there."""
     return lambda: (out / "checkpoints" / str(step)).is_dir()
@@ -54,7 +42,7 @@ def saved(out: Path, step: int):
 def test_two_processes_are_one_run(tmp_path, text, alone):
     out = tmp_path / "run"
     job = runs.finished(runs.command(text, out, *SAVING), 2, tmp_path / "job")
-    check_near(out, alone)
+    runs.check_near(runs.metrics(out), runs.metrics(alone), FIGURES)
     assert {path.name for path in out.iterdir()} == {path.name for path in alone.iterdir()}
     assert job.said(0, "out").rstrip().splitlines()[-1] == str(out)
     assert job.said(1, "out") == job.said(1) == ""
@@ -68,7 +56,7 @@ def test_four_processes_and_their_meshes(tmp_path, text, alone, sizes):
     axes = zip(("data", "fsdp", "tensor"), sizes, strict=True)
     flags = [word for axis, size in axes for word in (f"--mesh.{axis}", str(size))]
     runs.finished(runs.command(text, out, *SAVING, *flags), 4, tmp_path / "job")
-    check_near(out, alone)
+    runs.check_near(runs.metrics(out), runs.metrics(alone), FIGURES)
 
 
 @pytest.mark.slow
@@ -95,7 +83,7 @@ def test_a_killed_process_ends_the_others_who_go_on_exactly(tmp_path, text, alon
     runs.finished(words, count, tmp_path / "job-2")
     assert runs.exact(out) == runs.exact(whole)
     runs.finished(runs.command(text, again, *SAVING), 6 - count, tmp_path / "job-3")
-    check_near(again, alone)
+    runs.check_near(runs.metrics(again), runs.metrics(alone), FIGURES)
 
 
 @pytest.mark.slow
@@ -113,7 +101,7 @@ def test_a_signal_to_one_saves_one_step_of_all(tmp_path, text, alone, count, ask
     done = runs.run(words)  # goes on in one process
     assert done.returncode == 0, done.stderr
     assert f"resuming at step {step}" in done.stdout
-    check_near(out, alone)
+    runs.check_near(runs.metrics(out), runs.metrics(alone), FIGURES)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import runs
 
 from aludel.cli import run
 from aludel.data import make_tokenizer
@@ -16,7 +17,6 @@ from aludel.train.probes.asking import Asked, Question, _is_right, make_asker, q
 from aludel.train.probes.probing import figures, read_questions
 from aludel.train.probes.recall import ask_signatures
 
-from . import runs
 from .jails import jailed
 
 TOKENIZER = make_tokenizer("byte", lambda: iter(()))

@@ -3,14 +3,13 @@
 import sys
 
 import pytest
+import runs
 
 from aludel.errors import UserError
 from aludel.train.alike import code_digests, difference_of
 from aludel.train.processes import Place, clustered, place_of
 from aludel.train.records import Lines
 from aludel.train.watch import lost_seconds
-
-from . import runs
 
 SLURM = {
     "SLURM_JOB_ID": "7",

@@ -7,8 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
-from . import runs
+import runs
 
 STEPS = 90
 SAVING = ["--steps", str(STEPS), "--eval-every", "9", "--checkpoint-every", "3"]

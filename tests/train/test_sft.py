@@ -7,6 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from runs import exact, write_text
 
 from aludel.data import JINJA, Template
 from aludel.errors import UserError
@@ -20,8 +21,6 @@ from aludel.train.restore import load_params
 from aludel.train.run import Run
 from aludel.train.samples import sample_run
 from aludel.train.sft import sft
-
-from .runs import exact, write_text
 
 ANSWERS = {"red": "stop", "green": "go on", "blue": "swim"}
 QUIET = dict(tensorboard=False, sample_tokens=8, mesh=MeshConfig(data=1, fsdp=1, tensor=1))

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import runs
 
 from aludel.cli import run
 from aludel.configs import named
@@ -21,8 +22,6 @@ from aludel.train.run import Run
 from aludel.train.scaling import Sweep, run_sweep
 from aludel.train.scaling.sweep import planned, share_of, sized, tuning_runs
 from aludel.train.scaling.sweep_runs import tuning_of
-
-from . import runs
 
 BASE = PretrainConfig(model=DecoderConfig(vocab_size=50, head_dim=8, context=16), batch=4)
 

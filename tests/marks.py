@@ -1,5 +1,7 @@
-"""Where tests of C++ kernels are skipped: without a compiler; one that does not compile fails."""
+"""Where tests are skipped: those of C++ kernels without a C++ compiler (one that does not compile
+fails), those of programs for TPUs where the TPU's compiler cannot be installed."""
 
+import importlib.util
 from collections.abc import Callable
 
 import pytest
@@ -15,3 +17,7 @@ def needs_compiler(obstacle: Callable[[], str | None]) -> pytest.MarkDecorator:
 
 
 compiled = needs_compiler(native_decoding.obstacle)
+# `make test-all` installs it on Linux on x86-64, the only system that it is made for.
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="the TPU's compiler is not installed"
+)

@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 TINY = [
     *("--model.layers", "2", "--model.width", "16", "--model.heads", "2"),
     *("--model.context", "16", "--batch", "4", "--tokenizer", "byte", "--sample-tokens", "8"),
@@ -69,6 +71,21 @@ def exact(out: Path) -> list[tuple]:
     """What must be bit for bit the same of each step, however often a run was stopped."""
     names = ("step", "loss_nats", "grad_norm", "learning_rate", "val_nats_per_token", "skipped")
     return [tuple(line.get(name) for name in names) for line in metrics(out)]
+
+
+def check_near(
+    lines: list[dict], others: list[dict], names=None, rel: float = 2e-5, least: float = 0.0
+) -> None:
+    """The metrics of two runs are the same but for the rounding of float32; names: of which, None
+    for all. least: a difference that is none."""
+    assert [line["step"] for line in lines] == [line["step"] for line in others]
+    for line, other in zip(lines, others, strict=True):
+        chosen = set(line) | set(other) if names is None else set(names)
+        for name in chosen:
+            assert (name in line) == (name in other), (line["step"], name)
+            if name in line:
+                near = pytest.approx(other[name], rel=rel, abs=least)
+                assert line[name] == near, (line["step"], name)
 
 
 def wait_for(condition, process: subprocess.Popen, seconds: float = 120.0) -> bool:
