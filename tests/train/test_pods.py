@@ -74,7 +74,9 @@ def test_a_killed_process_ends_the_others_who_go_on_exactly(tmp_path, text, alon
     print(f"\n{count} processes, {killed} killed: the others ended after {seconds:.1f} s")
     assert seconds < LOST + 15
     for number in set(range(count)) - {killed}:
-        assert statuses[number] in ((75,) if killed else (75, 134)), job.said(number)
+        # Where process 0 is gone JAX may be faster, and aborts (134 for a shell).
+        expected = (75,) if killed else (75, -signal.SIGABRT)
+        assert statuses[number] in expected, job.said(number)
         assert job.says(number, f"process {killed}") and "lost" in job.said(number)
         assert "Traceback" not in job.said(number)
 
