@@ -27,7 +27,7 @@ test: $(STAMP)
 	@$(TESTS) -m "not slow" tests
 
 test-all: $(COMPARE)
-	@XLA_FLAGS=--xla_backend_optimization_level=3 $(TESTS) tests
+	@XLA_FLAGS='--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true' $(TESTS) tests
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

@@ -25,8 +25,8 @@ from ..train import ahead
 from ..train.config import PpoConfig, RewardConfig
 from ..train.layout import layout_of
 from .align import applies_of, loss_of, sampling_of
-from .iteration import columns_asked, make_programs, undivided, unit_of_rows
-from .packing import Packed, Rows, inputs_of, rounded
+from .iteration import columns_asked, make_programs, parts_of, undivided
+from .packing import Packed, Rows, dealt, inputs_of, laid
 from .ranking import ranking_loss
 from .reading import score_by
 from .rollouts import rollout_batch
@@ -157,7 +157,7 @@ def _answers(config: PpoConfig, mesh: Mesh, prompts: tuple[Any, Any], samples: A
     drawn = partial(rollout_batch, temperature=config.temperature)
     rollout = _over_rows(jax.eval_shape(drawn, *prompts, samples), mesh)
     rollout["temperature"] = _shape((config.batch,), jnp.float32)
-    count = rounded(config.batch, config.batch, unit_of_rows(config, mesh.size))
+    count = laid(_dealt(config), parts_of(config), mesh.size)
     by_token = _shape((count, config.row_length), jnp.int32)
     rows = Rows(by_token, by_token, by_token, by_token, _shape((config.batch,), jnp.int32))
     columns = columns_asked(config, undivided(config, bool(config.ptx)), mesh.size)
@@ -165,11 +165,16 @@ def _answers(config: PpoConfig, mesh: Mesh, prompts: tuple[Any, Any], samples: A
     return Packed(rollout, rows, _over_rows(inputs, mesh))
 
 
+def _dealt(config: PpoConfig) -> int:
+    """How many rows answers fill that are as long as a row."""
+    return dealt(config.batch, config.batch, parts_of(config))
+
+
 def _part(config: PpoConfig, mesh: Mesh, batch: dict[str, Any]) -> dict[str, Any]:
     """What an update takes of a batch."""
     rows = batch["tokens"].shape[0]
     if config.ptx:
-        each = -(-config.batch * config.ptx_rows // rows)
+        each = -(-config.batch * config.ptx_rows // _dealt(config))
         batch = {**batch, "ptx": _text(rows, each, config.row_length)}
     share = rows // config.minibatches
     part = jax.tree.map(lambda x: _shape((share, *x.shape[1:]), x.dtype), batch)

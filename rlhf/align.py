@@ -234,7 +234,7 @@ def evaluator(trained: Trained, asked: Callable[[], bool], gold: Gold | None = N
             samples = sample(latest(params), prompts["tokens"], prompts["mask"], own)
             rollout = rollout_batch(prompts["tokens"], prompts["mask"], samples, config.temperature)
             questions, answers = texts_of(rollout, template)
-            packed = pack(rollout, config.row_length, mesh.size, begin)
+            packed = pack(rollout, config.row_length, devices=mesh.size, key=begin)
             packed = packed._replace(inputs=trained.place(packed.inputs))
             figures = {
                 "val_reward_mean": score(packed, questions, answers),

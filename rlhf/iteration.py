@@ -17,7 +17,7 @@ from ..train.step import GUARD
 from .experience import Experienced, experience
 from .first_update import Update, make_first_update, read_answers
 from .kl import adapted
-from .packing import Packed, pack
+from .packing import Packed, dealt, filled, pack
 from .ppo import apart, check_first
 from .rollouts import rollout_batch
 
@@ -80,9 +80,9 @@ def columns_asked(config: PpoConfig, at_once: bool, devices: int) -> int | None:
     return config.new_tokens if at_once and devices == 1 else None
 
 
-def unit_of_rows(config: PpoConfig, devices: int) -> int:
-    """What the number of rows of an iteration is a multiple of."""
-    return config.minibatches * config.accumulation * devices
+def parts_of(config: PpoConfig) -> int:
+    """How many parts the rows of an iteration are divided into."""
+    return config.minibatches * config.accumulation
 
 
 def make_programs(
@@ -142,7 +142,6 @@ def make_iteration(
     from are those of the sampling (see `check_first`); where they are not, no state is given."""
     at_once = undivided(config, parts.text is not None)
     columns = columns_asked(config, at_once, parts.devices)
-    unit = unit_of_rows(config, parts.devices)
     programs = make_programs(
         config, parts.apply, parts.loss, parts.optimizer, parts.guard, parts.shardings
     )
@@ -156,7 +155,8 @@ def make_iteration(
         jax.block_until_ready(rollout)
         clock.lap("sample")
 
-        answers = pack(rollout, config.row_length, unit, number, columns)
+        pieces = parts_of(config)
+        answers = pack(rollout, config.row_length, pieces, parts.devices, number, columns)
         answers = answers._replace(inputs=parts.place(answers.inputs))
         beta = float(state.extra.get("kl", config.kl))
         scores = jnp.asarray(parts.score(answers))
@@ -164,7 +164,8 @@ def make_iteration(
         jax.block_until_ready(more)
         clock.lap("score")
 
-        turns = orders(config, len(answers.inputs["tokens"]), stream(key, "order"), number)
+        count, all_rows = dealt(filled(answers.rows), config.batch, pieces), len(answers.rows.row)
+        turns = orders(config, count, all_rows, stream(key, "order"), number)
         metrics = []
         if at_once:
             state, figures, found = programs.first(state, *more)
@@ -178,7 +179,7 @@ def make_iteration(
         )
         batch = found.batch
         if parts.text:
-            batch["ptx"] = parts.place(spread(parts.text(number), len(batch["tokens"])))
+            batch["ptx"] = parts.place(spread(parts.text(number), count, all_rows))
         for chosen in turns:
             whole = "asked" in batch  # and not to be divided
             part = batch if whole else parts.place(programs.chosen_rows(batch, chosen))
@@ -209,24 +210,26 @@ def trimmed(prompts: dict[str, Array]) -> dict[str, Array]:
     return {name: x[:, -width:] for name, x in prompts.items()}
 
 
-def spread(text: dict[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
-    """Rows of text [n, T] beside `rows` rows of answers, [rows, n / rows, T], what is missing
-    padded."""
+def spread(text: dict[str, np.ndarray], rows: int, all_rows: int) -> dict[str, np.ndarray]:
+    """Rows of text [n, T] beside the first `rows` of all rows of answers, [all_rows, n / rows, T],
+    what is missing padded."""
     count = len(text["tokens"])
     each = -(-count // rows)
-    filled = {
-        name: np.pad(x, ((0, rows * each - count), (0, 0))) for name, x in text.items()
+    padded = {
+        name: np.pad(x, ((0, all_rows * each - count), (0, 0))) for name, x in text.items()
     }  # loss_mask 0
-    return {name: x.reshape(rows, each, -1) for name, x in filled.items()}
+    return {name: x.reshape(all_rows, each, -1) for name, x in padded.items()}
 
 
-def orders(config: PpoConfig, count: int, key: Array, number: int) -> list[Array]:
-    """Of each update of an iteration, the rows that it takes: each of `count` once a pass."""
+def orders(config: PpoConfig, count: int, all_rows: int, key: Array, number: int) -> list[Array]:
+    """Of each update of an iteration, the rows that it takes: each of the first `count` once a
+    pass, dealt alike on any mesh, and of the empty ones after them an equal share."""
+    empty = jnp.arange(count, all_rows).reshape(config.minibatches, -1)
     out = []
     for turn in range(config.passes):
         own = jax.random.fold_in(jax.random.fold_in(key, number), turn)
-        rows = jax.random.permutation(own, count)
-        out += list(rows.reshape(config.minibatches, -1))
+        rows = jax.random.permutation(own, count).reshape(config.minibatches, -1)
+        out += list(jnp.concatenate([rows, empty], axis=1))
     return out
 
 

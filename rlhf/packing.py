@@ -64,14 +64,20 @@ class Packed(NamedTuple):
 
 
 def pack(
-    rollout: Rollout, length: int, unit: int = 1, key: int = 0, answers: int | None = None
+    rollout: Rollout,
+    length: int,
+    parts: int = 1,
+    devices: int = 1,
+    key: int = 0,
+    answers: int | None = None,
 ) -> Packed:
-    """The rollouts in rows of `length` tokens; the number of rows is a multiple of `unit`. Which
-    share a row depends on their lengths and on `key`. answers: networks are asked only for the
-    last so many columns of the rollouts, where the answers stand, unless these are more than all
-    tokens of the rows; what is asked so is not divided."""
+    """The rollouts in rows of `length` tokens. Which share a row depends on their lengths and on
+    `key`. parts: that the rows are divided into, by minibatches and microbatches. devices: that
+    each part is divided over; what is missing are empty rows at the end. answers: networks are
+    asked only for the last so many columns of the rollouts, where the answers stand, unless these
+    are more than all tokens of the rows; what is asked so is not divided."""
     _, real = fetched(whole(rollout))
-    rows = plan(real > 0, length, unit, key)
+    rows = plan(real > 0, length, parts, devices, key)
     return Packed(rollout, rows, inputs_of(rollout, rows, answers))
 
 
@@ -87,18 +93,30 @@ def last_columns(rollout: Rollout, count: int) -> Rollout:
     return {name: rollout[name][:, -count:] for name in ("targets", "loss_mask", "old_logp")}
 
 
-def rounded(rows: int, count: int, unit: int) -> int:
-    """How many rows there are where `count` rollouts fill so many: a multiple of `unit`."""
-    step = unit * max(1, -(-count // SHARE) // unit)
+def dealt(rows: int, count: int, parts: int) -> int:
+    """How many rows are dealt out to `parts` where `count` rollouts fill so many: a multiple of
+    `parts`, the same on any mesh."""
+    step = parts * max(1, -(-count // SHARE) // parts)
     return -(-rows // step) * step
 
 
-def plan(real: np.ndarray, length: int, unit: int, key: int) -> Rows:
-    """Where tokens go; real bool[B, W]: which there are."""
+def laid(rows: int, parts: int, devices: int) -> int:
+    """How many there are with those that stay empty, so that devices divide each part."""
+    unit = parts * devices
+    return -(-rows // unit) * unit
+
+
+def filled(rows: Rows) -> int:
+    """How many rows hold anything: the first ones."""
+    return int((fetched(rows.segment_ids)[:, 0] > 0).sum())
+
+
+def plan(real: np.ndarray, length: int, parts: int, devices: int, key: int) -> Rows:
+    """Where tokens go, by the arguments of `pack`; real bool[B, W]: which there are."""
     count = len(real)
     lengths = real.sum(axis=1)
     pieces, starts = best_fit(lengths, length, key)
-    total = rounded(len(starts) - 1, count, unit)
+    total = laid(dealt(len(starts) - 1, count, parts), parts, devices)
     row_of = np.full((total, length), count, np.int32)
     column, segment_ids, positions = np.zeros((3, total, length), np.int32)
     last = np.zeros(count, np.int32)

@@ -81,7 +81,7 @@ def read(function: Read, params: Any, answers: Answers, mesh: Mesh | None = None
     for begin in range(0, count, AT_ONCE):
         chosen = np.arange(begin, begin + AT_ONCE) % count  # one shape: some come again
         rollout = rollout_of(answers, chosen, width)
-        packed = pack(rollout, row, split_of_rows(mesh), begin)
+        packed = pack(rollout, row, devices=split_of_rows(mesh), key=begin)
         if mesh is not None:
             packed = packed._replace(inputs=placer(mesh)(packed.inputs))
         found = fetched(function(params, packed))

@@ -1,13 +1,16 @@
 """Packed rollouts: what goes through a network in shared rows comes back as from rows apart."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from aludel.configs import named
 from aludel.model import DecoderConfig, Execution, SamplingConfig, init_params, make_apply
-from aludel.rlhf.iteration import spread
-from aludel.rlhf.packing import pack, packed, plan, unpacked
+from aludel.rlhf.iteration import orders, spread
+from aludel.rlhf.packing import laid, pack, packed, plan, unpacked
 from aludel.rlhf.reading import score_by
 from aludel.rlhf.rollouts import make_rollout
 
@@ -88,7 +91,7 @@ def test_a_score_with_the_log_prob_of_the_answer(params, rollout, columns):
 
 
 def test_every_token_lies_in_one_place_and_the_last_where_it_is_said(rollout):
-    answers = pack(rollout, LENGTH, unit=4, key=3)
+    answers = pack(rollout, LENGTH, devices=4, key=3)
     rows, inputs = answers.rows, jax.device_get(answers.inputs)
     assert len(inputs["tokens"]) % 4 == 0
     real = np.asarray(rollout["segment_ids"]).sum() + np.asarray(rollout["loss_mask"])[:, -1].sum()
@@ -112,7 +115,7 @@ def test_few_numbers_of_rows_are_compiled():
         real = np.zeros((64, 60), bool)
         for row, size in enumerate(random.integers(10, 40, 64)):
             real[row, :size] = True
-        rows = plan(real, 60, unit=2, key=0)
+        rows = plan(real, 60, parts=2, devices=1, key=0)
         counts.add(rows.row.shape[0])
         assert rows.row.shape[0] % 4 == 0
     assert len(counts) <= 3
@@ -120,6 +123,21 @@ def test_few_numbers_of_rows_are_compiled():
 
 def test_text_is_spread_over_the_rows_and_none_is_lost():
     text = {"tokens": np.arange(1, 15).reshape(7, 2), "loss_mask": np.ones((7, 2), np.float32)}
-    found = spread(text, 4)
-    assert found["tokens"].shape == (4, 2, 2)
+    found = spread(text, 4, 6)
+    assert found["tokens"].shape == (6, 2, 2)
     assert found["loss_mask"].sum() == 14 and found["tokens"].sum() == np.arange(1, 15).sum()
+    assert found["loss_mask"][4:].sum() == 0
+
+
+def test_minibatches_hold_the_same_rows_on_any_mesh():
+    config = dataclasses.replace(named("ppo-small"), minibatches=3, passes=2, batch=24)
+    key = jax.random.key(0)
+    alone = orders(config, 12, laid(12, 3, 1), key, 5)
+    for devices in (2, 8):
+        rows = laid(12, 3, devices)
+        divided = orders(config, 12, rows, key, 5)
+        for own, part in zip(alone, divided, strict=True):
+            assert len(part) % devices == 0
+            np.testing.assert_array_equal(part[part < 12], own)
+        for turn in (divided[:3], divided[3:]):
+            np.testing.assert_array_equal(np.sort(np.concatenate(turn)), np.arange(rows))
