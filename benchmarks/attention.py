@@ -20,7 +20,7 @@ from compare import alternate, table, write_json
 from jax import Array
 
 from aludel.errors import UserError
-from aludel.model.attention import KERNELS, choose_kernel, compute_capability
+from aludel.model.attention import KERNELS, capability_of, choose_kernel
 
 HEADS, KV_HEADS, DIM, WINDOW = 12, 4, 64, 256
 CALLS = {"cpu": 1, "gpu": 50, "tpu": 20}  # timed as one
@@ -96,7 +96,7 @@ def compare(case: Case, dtype: str, rounds: int) -> list[dict]:
     functions, errors = {}, {}
     for name in KERNELS:
         try:
-            choose_kernel(name, backend, dtype, case.length, DIM, case.packed, compute_capability())
+            choose_kernel(name, backend, dtype, case.length, DIM, case.packed, capability_of())
         except UserError as why:
             print(f"  {name}: left out: {why}")
             continue

@@ -108,10 +108,10 @@ def of_torch(device: str) -> dict:
 
 def attention_of(shape: Shape, how: How) -> dict:
     """The kernel that this attention is given, and why."""
-    from aludel.model.attention import choose_kernel, compute_capability
+    from aludel.model.attention import capability_of, choose_kernel
 
     about = (jax.default_backend(), how.dtype, shape.context, shape.width // shape.heads)
-    name, reason = choose_kernel("auto", *about, how.documents > 1, compute_capability())
+    name, reason = choose_kernel("auto", *about, how.documents > 1, capability_of())
     return {"attention": name, "because": reason}
 
 

@@ -1,5 +1,6 @@
 """One attention function, and the table that picks its kernel aloud."""
 
+import re
 from collections.abc import Callable
 from functools import partial
 
@@ -71,8 +72,9 @@ def choose_kernel(
 ) -> tuple[str, str]:
     """(name, reason) of the kernel to use for rows of `length` tokens, cut into `pieces`. A kernel
     that is asked for by name and cannot honour the mask, the dtype or the machine raises
-    `UserError`: never a silent fallback. uneven: what the mesh does not divide, or None."""
-    hindrance = why_not_splash(backend, length, head_dim, pieces) or uneven
+    `UserError`: never a silent fallback. uneven: what the mesh does not divide, or None.
+    capability: as `capability_of` gives it."""
+    hindrance = why_not_splash(backend, length, head_dim, pieces, capability) or uneven
     if pieces > 1 and uneven:
         raise UserError(f"mesh.context above 1 cannot be used: {uneven}")
     if requested == "splash" and hindrance:
@@ -110,10 +112,15 @@ def choose_kernel(
     return "blocked", f"fused is faster, but {hindrance}"
 
 
-def compute_capability() -> float:
-    """Of the first device: 8.0, 9.0, ...; 0 where it is not an NVIDIA GPU."""
+def capability_of(mesh: Mesh | None = None) -> float:
+    """Of the first device: a TPU's generation (4 for v4), an NVIDIA GPU's compute capability (8.0,
+    9.0, ...); 0 of any other."""
+    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    if device.platform == "tpu":
+        generation = re.search(r"\d+", device.device_kind)
+        return float(generation.group()) if generation else 0.0
     try:
-        return float(jax.devices()[0].compute_capability)
+        return float(device.compute_capability)
     except (AttributeError, ValueError):
         return 0.0
 
@@ -148,7 +155,7 @@ def attention(
         query.shape[1] * pieces,
         query.shape[3],
         segment_ids is not None,
-        compute_capability(),
+        capability_of(mesh),
         1 if mesh is None else mesh.size,
         pieces=pieces,
         uneven=uneven,

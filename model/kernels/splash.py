@@ -21,12 +21,18 @@ from .context import AXIS, whole_row
 
 LANES = 128  # of a vector unit: tokens of a block and elements of a head are multiples of it
 LARGEST_BLOCK = 512
+OLDEST = 4  # generation of TPUs: the matrix units of those before do not take the kernel's products
 
 
-def why_not_splash(backend: str, length: int, head_dim: int, pieces: int = 1) -> str | None:
-    """What keeps splash attention from rows of `length` tokens, cut into `pieces`, or None."""
+def why_not_splash(
+    backend: str, length: int, head_dim: int, pieces: int = 1, generation: float = OLDEST
+) -> str | None:
+    """What keeps splash attention from rows of `length` tokens, cut into `pieces`, or None.
+    generation: of the TPU, 4 for v4."""
     if backend != "tpu":
         return f"it needs a TPU, and the backend is {backend}"
+    if generation < OLDEST:
+        return f"it needs a TPU v{OLDEST} or newer, not v{generation:.0f}"
     if length % (LANES * pieces):
         return f"its rows are a multiple of {LANES * pieces} tokens, not {length}"
     if head_dim % LANES and head_dim != 64:

@@ -202,6 +202,9 @@ def test_the_table():
         assert name == "blocked" and "cudnn is faster, but" in reason
         with pytest.raises(UserError, match="cudnn cannot be used"):
             pick(requested="cudnn", **slower)
+    assert pick(backend="tpu", capability=4.0)[0] == "splash"
+    name, reason = pick(backend="tpu", capability=3.0)
+    assert name == "blocked" and "v4 or newer, not v3" in reason
 
 
 def test_a_kernel_that_cannot_run_here_is_an_error_not_a_fallback():
