@@ -2,7 +2,7 @@
 
 A token that passes k of the experts makes k pairs. The pairs of an expert lie together, as rows of
 one array, so that each expert is one product with its own rows: grouped matrix products (Gale et
-al. 2022, MegaBlocks). On a TPU that is `jax.lax.ragged_dot`. Elsewhere XLA computes that as a dense
+al. 2022, MegaBlocks). On a TPU that is `kernels/ragged.py`. Elsewhere XLA computes that as a dense
 product of every row with every expert; there the rows of each expert are filled up to whole blocks,
 and blocks are multiplied with the matrix of their expert.
 """
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from .kernels.choosing import say
+from .kernels.ragged import ragged_product
 from .layers import Weights, activate
 
 BLOCK = 128  # rows: enough for a fast product, few enough that padding costs little
@@ -136,7 +137,7 @@ def grouped_product(x: Array, weights: Weights, groups: Groups) -> Array:
     kernel, bias = weights
     block = len(x) // len(groups.owner)
     if block == 1:
-        y = jax.lax.ragged_dot(x, kernel, groups.sizes)
+        y = ragged_product(x, kernel, groups.sizes)
     else:
         y = _by_blocks(x, kernel, groups.owner)
     return y if bias is None else y + jnp.repeat(bias[groups.owner], block, axis=0)

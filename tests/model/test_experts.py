@@ -5,12 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from jax.sharding import SingleDeviceSharding
+from marks import needs_libtpu
 
 from aludel.model import DecoderConfig
 from aludel.model.experts import Experts
 from aludel.model.grouped import block_of, group, mixture
+from aludel.model.kernels.ragged import gradient_to_matrices, ragged_product
 from aludel.model.layers import activate
 from aludel.model.router import choose_experts
+from aludel.train import ahead
 
 TOKENS, WIDTH, HIDDEN, EXPERTS = 37, 12, 20, 5
 
@@ -78,6 +82,37 @@ def test_mixture_is_the_sum_over_each_tokens_experts(count, activation, bias, bl
         run(grouped),
         run(plain),
     )
+
+
+@pytest.mark.parametrize("rows, width, hidden", [(48, 24, 40), (1024, 1152, 128)])
+def test_the_kernels_gradient_to_the_matrices(rows, width, hidden):
+    """Of rows that belong to nobody, behind all others, nothing is taken; an expert without rows
+    has none."""
+    random = np.random.default_rng(4)
+    sizes = np.array([rows // 4 + 3, 0, rows // 2 - 5], np.int32)
+    x, grad = (np.float32(random.normal(size=(rows, n))) for n in (width, hidden))
+    x[sizes.sum() :] = np.nan
+    got = gradient_to_matrices(jnp.asarray(x), jnp.asarray(grad), sizes, "float32", interpret=True)
+    ends = np.cumsum(sizes)
+    want = [x[e - n : e].T @ grad[e - n : e] for e, n in zip(ends, sizes, strict=True)]
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@needs_libtpu
+@pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_no_gradient_on_a_tpu_is_a_dense_product(topology, dtype):
+    place = SingleDeviceSharding(ahead.topology(topology)[0])
+    shapes = [((512, 1024), dtype), ((4, 1024, 2048), dtype), ((4,), "int32"), ((512, 2048), dtype)]
+    x, kernel, sizes, grad = (jax.ShapeDtypeStruct(*about, sharding=place) for about in shapes)
+
+    @jax.jit
+    def both(x, kernel, sizes, grad):
+        return jax.vjp(lambda x, kernel: ragged_product(x, kernel, sizes), x, kernel)[1](grad)
+
+    program = both.lower(x, kernel, sizes, grad).compile().as_text()
+    assert "%tgmm" in program and "convolution(" not in program
 
 
 @pytest.mark.parametrize("block", [1, 4])

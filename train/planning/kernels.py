@@ -40,7 +40,7 @@ class Kernels:
             return flops / (peak * attention_share(chip, width))
         if one.name.startswith("ragged-dot-metadata"):
             return 0.0
-        if one.name.startswith("ragged-dot"):
+        if of_experts(one):
             return self.experts_flops(one, operands) / (peak * EXPERTS_SHARE)
         return None
 
@@ -68,6 +68,11 @@ class Kernels:
         columns = out[-1]
         share = local / self.experts if self.experts else 1.0
         return 2.0 * rows * depth * columns * share
+
+
+def of_experts(one: Instruction) -> bool:
+    """Whether it is a grouped product of tokens with experts' matrices, or a gradient of one."""
+    return one.name.startswith("ragged-dot") or "tgmm" in one.name
 
 
 def attention_share(chip: Chip, width: int) -> float:

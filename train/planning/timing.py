@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from ..collectives import KINDS, Collective, axes_along, bytes_of, group_of
 from ..program import Instruction, Program, branches_of, called, trips_of
 from .chips import Chip
-from .kernels import Kernels
+from .kernels import Kernels, of_experts
 from .links import Torus, seconds_of
 from .purposes import op_name_of, purpose_of
 
@@ -175,7 +175,7 @@ class Clock:
                 return  # buffers and hints
             operands = [self.program.shape_of(name, each) for each in one.operands]
             seconds = self.kernels.seconds(one, operands, self.chip)
-            product = product or one.name.startswith("ragged-dot")
+            product = product or of_experts(one)
         if seconds is None:
             seconds = self._by_bytes(name, one)
         total.spend(purpose_of(op_name, product), seconds)
