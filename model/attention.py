@@ -1,5 +1,6 @@
 """One attention function, and the table that picks its kernel aloud."""
 
+import math
 import re
 from collections.abc import Callable
 from functools import partial
@@ -118,7 +119,7 @@ def capability_of(mesh: Mesh | None = None) -> float:
     device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
     if device.platform == "tpu":
         generation = re.search(r"\d+", device.device_kind)
-        return float(generation.group()) if generation else 0.0
+        return float(generation.group()) if generation else math.inf  # a newer name
     try:
         return float(device.compute_capability)
     except (AttributeError, ValueError):

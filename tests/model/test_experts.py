@@ -91,7 +91,7 @@ def test_the_kernels_gradient_to_the_matrices(rows, width, hidden):
     random = np.random.default_rng(4)
     sizes = np.array([rows // 4 + 3, 0, rows // 2 - 5], np.int32)
     x, grad = (np.float32(random.normal(size=(rows, n))) for n in (width, hidden))
-    x[sizes.sum() :] = np.nan
+    x[sizes.sum() :] = grad[sizes.sum() :] = np.nan
     got = gradient_to_matrices(jnp.asarray(x), jnp.asarray(grad), sizes, "float32", interpret=True)
     ends = np.cumsum(sizes)
     want = [x[e - n : e].T @ grad[e - n : e] for e, n in zip(ends, sizes, strict=True)]

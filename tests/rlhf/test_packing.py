@@ -10,7 +10,7 @@ import pytest
 from aludel.configs import named
 from aludel.model import DecoderConfig, Execution, SamplingConfig, init_params, make_apply
 from aludel.rlhf.iteration import orders, spread
-from aludel.rlhf.packing import laid, pack, packed, plan, unpacked
+from aludel.rlhf.packing import dealt, filled, laid, pack, packed, plan, unpacked
 from aludel.rlhf.reading import score_by
 from aludel.rlhf.rollouts import make_rollout
 
@@ -119,6 +119,18 @@ def test_few_numbers_of_rows_are_compiled():
         counts.add(rows.row.shape[0])
         assert rows.row.shape[0] % 4 == 0
     assert len(counts) <= 3
+
+
+def test_rows_are_dealt_alike_on_any_mesh():
+    real = np.arange(60) < np.random.default_rng(2).integers(10, 40, 24)[:, None]
+    alone = plan(real, 60, parts=4, devices=1, key=0)
+    count = dealt(filled(alone), 24, 4)
+    assert count < 24
+    for devices in (2, 8):
+        rows = plan(real, 60, parts=4, devices=devices, key=0)
+        assert dealt(filled(rows), 24, 4) == count and len(rows.row) % (4 * devices) == 0
+        np.testing.assert_array_equal(rows.row[:count], alone.row[:count])
+        assert (rows.segment_ids[count:] == 0).all()
 
 
 def test_text_is_spread_over_the_rows_and_none_is_lost():
