@@ -22,11 +22,11 @@ from aludel.train.planning.arithmetic import Division, estimate, placed
 from aludel.train.planning.candidates import candidates, divided, ranked
 from aludel.train.planning.chips import CHIPS
 from aludel.train.planning.compiling import arguments_by_kind, overflow
-from aludel.train.planning.kernels import ATTENTION_SHARE, Kernels, attention_share
+from aludel.train.planning.kernels import ATTENTION_SHARE, EXPERTS_SHARE, Kernels, attention_share
 from aludel.train.planning.links import HOP, REACHED, Reach, closes, seconds_of
 from aludel.train.planning.purposes import purpose_of
 from aludel.train.planning.timing import Clock, at_once
-from aludel.train.program import read_program, trips_of
+from aludel.train.program import Instruction, read_program, trips_of
 
 V5P, V6E = CHIPS["v5p"], CHIPS["v6e"]
 
@@ -265,6 +265,14 @@ def test_attention_is_counted_by_its_flops(clock):
     assert clock.time().computing["attention"] == pytest.approx(
         10 * flops / (V5P.peak * ATTENTION_SHARE)
     )
+
+
+def test_the_gradient_to_experts_is_counted_by_its_flops():
+    """As `kernels/ragged.py` makes it: 2 of 8 experts here, to which a quarter of the rows go."""
+    shapes = ["s32[]", "s32[9]{0}", "bf16[4096,64]{1,0}", "bf16[4096,256]{1,0}"]
+    one = Instruction("tgmm.3", "bf16[2,64,256]{2,1,0}", "custom-call", (), "", "")
+    seconds = Kernels(experts=8).seconds(one, shapes, V5P)
+    assert seconds == pytest.approx(2 * 4096 * 64 * 256 / 4 / (V5P.peak * EXPERTS_SHARE))
 
 
 def test_narrow_heads_leave_a_wide_matrix_unit_idle():
