@@ -157,7 +157,8 @@ def _answers(config: PpoConfig, mesh: Mesh, prompts: tuple[Any, Any], samples: A
     drawn = partial(rollout_batch, temperature=config.temperature)
     rollout = _over_rows(jax.eval_shape(drawn, *prompts, samples), mesh)
     rollout["temperature"] = _shape((config.batch,), jnp.float32)
-    count = laid(_dealt(config), parts_of(config), mesh.size)
+    parts = parts_of(config)
+    count = laid(dealt(config.batch, config.batch, parts), parts, mesh.size)
     by_token = _shape((count, config.row_length), jnp.int32)
     rows = Rows(by_token, by_token, by_token, by_token, _shape((config.batch,), jnp.int32))
     columns = columns_asked(config, undivided(config, bool(config.ptx)), mesh.size)
@@ -165,17 +166,11 @@ def _answers(config: PpoConfig, mesh: Mesh, prompts: tuple[Any, Any], samples: A
     return Packed(rollout, rows, _over_rows(inputs, mesh))
 
 
-def _dealt(config: PpoConfig) -> int:
-    """How many rows answers fill that are as long as a row."""
-    return dealt(config.batch, config.batch, parts_of(config))
-
-
 def _part(config: PpoConfig, mesh: Mesh, batch: dict[str, Any]) -> dict[str, Any]:
     """What an update takes of a batch."""
-    rows = batch["tokens"].shape[0]
-    if config.ptx:
-        each = -(-config.batch * config.ptx_rows // _dealt(config))
-        batch = {**batch, "ptx": _text(rows, each, config.row_length)}
-    share = rows // config.minibatches
+    share = batch["tokens"].shape[0] // config.minibatches
     part = jax.tree.map(lambda x: _shape((share, *x.shape[1:]), x.dtype), batch)
+    if config.ptx:
+        text = config.batch * config.ptx_rows // config.minibatches
+        part["ptx"] = _text(share, -(-text // share), config.row_length)
     return _over_rows(part, mesh)

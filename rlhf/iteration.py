@@ -178,11 +178,13 @@ def make_iteration(
             found.logp, drawn["old_logp"], found.advantages, drawn["loss_mask"], parts.dtype
         )
         batch = found.batch
-        if parts.text:
-            batch["ptx"] = parts.place(spread(parts.text(number), count, all_rows))
-        for chosen in turns:
+        texts = spread(parts.text(number), config.minibatches) if parts.text else {}
+        for turn, chosen in enumerate(turns):
             whole = "asked" in batch  # and not to be divided
             part = batch if whole else parts.place(programs.chosen_rows(batch, chosen))
+            if texts:
+                text = {name: x[turn % config.minibatches] for name, x in texts.items()}
+                part = {**part, "ptx": parts.place(spread(text, len(chosen)))}
             state, figures = programs.update(state, part, key)
             metrics.append(figures)
         means = jax.tree.map(lambda *x: jnp.stack(x).mean(), *metrics)
@@ -210,15 +212,15 @@ def trimmed(prompts: dict[str, Array]) -> dict[str, Array]:
     return {name: x[:, -width:] for name, x in prompts.items()}
 
 
-def spread(text: dict[str, np.ndarray], rows: int, all_rows: int) -> dict[str, np.ndarray]:
-    """Rows of text [n, T] beside the first `rows` of all rows of answers, [all_rows, n / rows, T],
-    what is missing padded."""
+def spread(text: dict[str, np.ndarray], parts: int) -> dict[str, np.ndarray]:
+    """Rows of text [n, T] in equal parts, [parts, n / parts, T], what is missing padded: over
+    minibatches, and within one beside its rows of answers."""
     count = len(text["tokens"])
-    each = -(-count // rows)
+    each = -(-count // parts)
     padded = {
-        name: np.pad(x, ((0, all_rows * each - count), (0, 0))) for name, x in text.items()
+        name: np.pad(x, ((0, parts * each - count), (0, 0))) for name, x in text.items()
     }  # loss_mask 0
-    return {name: x.reshape(all_rows, each, -1) for name, x in padded.items()}
+    return {name: x.reshape(parts, each, -1) for name, x in padded.items()}
 
 
 def orders(config: PpoConfig, count: int, all_rows: int, key: Array, number: int) -> list[Array]:

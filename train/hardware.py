@@ -7,23 +7,29 @@ import time
 import jax
 import jax.numpy as jnp
 
-# Dense bfloat16 FLOP/s of one JAX device, from vendors' data sheets. A v2 or v3 chip is two.
-PEAKS = {
-    "TPU v2": 22.5e12,
-    "TPU v3": 61.5e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
+from .chips import CHIPS
+
+# Of `chips.py`, by what JAX calls a device of theirs.
+NAMES = {
+    "TPU v2": "v2",
+    "TPU v3": "v3",
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5p": "v5p",
+    "TPU v5": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
+    "TPU7x": "tpu7x",
+    "A100": "a100",
+    "H100": "h100",
+    "H200": "h200",
+    "B200": "b200",
+}
+# Dense bfloat16 FLOP/s of GPUs that nobody plans for, from their makers' data sheets.
+OTHERS = {
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "B200": 2250e12,
-    "A100": 312e12,
     "A10G": 70e12,
     "L40S": 362e12,
     "L4": 121e12,
@@ -32,6 +38,8 @@ PEAKS = {
     "RTX 3090": 71e12,
     "RTX 4090": 165e12,
 }
+PEAKS = {name: CHIPS[chip].peak / CHIPS[chip].cores for name, chip in NAMES.items()} | OTHERS
+"""Dense bfloat16 FLOP/s of one JAX device."""
 _measured: float | None = None
 
 

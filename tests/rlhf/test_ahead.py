@@ -18,6 +18,7 @@ from aludel.rlhf.align import ppo
 from aludel.rlhf.reward import reward
 from aludel.train import stage
 from aludel.train.ahead import lower_step, memory_of, topology
+from aludel.train.chips import CHIPS
 from aludel.train.config import PpoConfig, RewardConfig, SftConfig
 from aludel.train.run import Run
 from aludel.train.sft import sft
@@ -191,7 +192,7 @@ def test_what_lies_beside_a_phase():
 
 
 # Llama-3 8B: policy, critic, reference and reward model on 64 chips of 31.25 usable GiB.
-POD, USABLE = "v6e:8x8", 31.25 * 2**30
+POD, USABLE = "v6e:8x8", CHIPS["v6e"].memory
 ON_POD = MeshConfig(data=1, fsdp=16, tensor=4)
 FULL = Execution(remat="full")
 

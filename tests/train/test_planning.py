@@ -16,11 +16,11 @@ from aludel.configs import named
 from aludel.errors import UserError
 from aludel.model import DecoderConfig, Execution, MeshConfig
 from aludel.train import planning
+from aludel.train.chips import CHIPS
 from aludel.train.collectives import Collective
 from aludel.train.config import PretrainConfig
 from aludel.train.planning.arithmetic import Division, estimate, placed
 from aludel.train.planning.candidates import candidates, divided, ranked
-from aludel.train.planning.chips import CHIPS
 from aludel.train.planning.compiling import arguments_by_kind, overflow
 from aludel.train.planning.kernels import ATTENTION_SHARE, EXPERTS_SHARE, Kernels, attention_share
 from aludel.train.planning.links import HOP, REACHED, Reach, closes, seconds_of

@@ -1,6 +1,6 @@
 """Planning: a config and a pod -> whether it fits, how fast it goes, what it costs, without a pod.
 
-`chips` and `topologies` say what there is to rent, `arithmetic` estimates without a compiler,
+`..chips` and `topologies` say what there is to rent, `arithmetic` estimates without a compiler,
 `candidates` lists the ways to run a config, `compiling` asks the TPU's compiler (`options`: how),
 `timing` adds up its cycles (`kernels`: where it says none; `purposes`: what for) and its exchanges
 (`links`); `plan` puts it together, `advice` and `search` change what does not fit or is slow,

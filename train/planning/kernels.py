@@ -4,8 +4,8 @@ import math
 import re
 from dataclasses import dataclass
 
+from ..chips import Chip
 from ..program import Instruction
-from .chips import Chip
 
 # Shares of the peak, of these kernels alone. The compiler treats them as opaque, so they are
 # assumed. Attention: of what a head's width fills of a matrix unit (on v6e 128 of 256); between

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
+from ..chips import Chip
 from ..collectives import Collective
-from .chips import Chip
 
 HOP = 1e-6  # seconds (part 2: "about 1us" a hop)
 # Of the links' rate that exchanges reach. Part 3 of the same book measures 95% on large arrays.

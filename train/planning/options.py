@@ -1,6 +1,6 @@
 """Options of the TPU's compiler that a pod's run is compiled with, and so a plan of it."""
 
-from .chips import Chip
+from ..chips import Chip
 
 # Gathers of weights go on while products run ("continuation fusion"); MaxText sets these for its
 # published runs (its benchmarks/xla_flags_library.py, CF_FOR_ALL_GATHER).

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 from jax.sharding import Mesh
 
+from ..chips import Chip
 from ..collectives import KINDS, Collective, axes_along, bytes_of, group_of
 from ..program import Instruction, Program, branches_of, called, trips_of
-from .chips import Chip
 from .kernels import Kernels, of_experts
 from .links import Torus, seconds_of
 from .purposes import op_name_of, purpose_of

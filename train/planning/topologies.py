@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 from ...errors import UserError
-from .chips import CHIPS, Chip
+from ..chips import CHIPS, Chip
 
 # Slices of a 3-D torus that Google Cloud's page of v5p names; v4's are among them.
 CUBES = (
