@@ -2,6 +2,7 @@
 
 import sys
 
+import jax
 import pytest
 import runs
 
@@ -9,7 +10,7 @@ from aludel.errors import UserError
 from aludel.train.alike import code_digests, difference_of
 from aludel.train.processes import Place, clustered, place_of
 from aludel.train.records import Lines
-from aludel.train.watch import lost_seconds
+from aludel.train.watch import lost_seconds, may_be_the_death_of_another
 
 SLURM = {
     "SLURM_JOB_ID": "7",
@@ -117,3 +118,17 @@ def test_lines_that_another_process_keeps_are_left_alone(tmp_path):
     other.sync()
     other.close()
     assert other.read() == [] and kept.read() == [{"step": 1}]
+
+
+def test_which_errors_may_be_the_death_of_another_process():
+    told = "UNKNOWN: Gloo all-reduce failed: Connection closed by peer"
+    for error in (ValueError(told), jax.errors.JaxRuntimeError(told)):
+        assert may_be_the_death_of_another(error)
+    full = "RESOURCE_EXHAUSTED: Out of memory"
+    for error in (
+        ValueError(full),
+        jax.errors.JaxRuntimeError(full),
+        ValueError("Incompatible shapes: (2,), (3,)"),
+        KeyError("UNKNOWN: "),
+    ):
+        assert not may_be_the_death_of_another(error)
