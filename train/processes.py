@@ -9,6 +9,7 @@ import functools
 import itertools
 import json
 import os
+import re
 import socket
 import sys
 import threading
@@ -36,6 +37,7 @@ START_SECONDS = 300.0  # that processes wait for each other at the start
 MEET_SECONDS = 24 * 3600  # and at the end: one that dies on its way there is noticed before
 ASK_SECONDS = 10  # at a time, while what process 0 is to tell is waited for
 JAX_LOST_SECONDS = 120  # after which JAX's own watch ends the job, should ours have failed
+COLLECTIVE = re.compile(r"gloo|nccl|all-?reduce|all-?gather|collective", re.IGNORECASE)
 
 _asked = itertools.count()
 
@@ -222,6 +224,15 @@ def _waited(key: str) -> str:
         except jax.errors.JaxRuntimeError as error:
             if "DEADLINE_EXCEEDED" not in str(error):
                 raise
+
+
+def may_be_the_death_of_another(error: BaseException) -> bool:
+    """Whether an error may be that of a collective which another process has left. Outside jit, in
+    checkpoints as well, JAX makes a ValueError of it."""
+    told = str(error)
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        return "RESOURCE_EXHAUSTED" not in told
+    return isinstance(error, ValueError) and COLLECTIVE.search(told) is not None
 
 
 def vote(yes: bool) -> Array:

@@ -10,7 +10,6 @@ import contextlib
 import json
 import math
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -62,21 +61,12 @@ def joined(place: processes.Place | None, tpu: bool = False) -> Iterator[None]:
         watch.end_together()
         raise
     except BaseException as error:
-        if may_be_the_death_of_another(error):
+        if processes.may_be_the_death_of_another(error):
             watch.wait()
         watch.leave_with(FAILED, f"{type(error).__name__}: {error}")
         traceback.print_exc()
         leave(FAILED)
     watch.end_together()
-
-
-def may_be_the_death_of_another(error: BaseException) -> bool:
-    """Whether an error is one of XLA's, as a collective raises that another process has left. Of
-    operations outside jit JAX makes a ValueError of it, which begins with XLA's status."""
-    status = re.match(r"([A-Z_]+): ", str(error))
-    raised = isinstance(error, ValueError) and status is not None
-    raised = raised or isinstance(error, jax.errors.JaxRuntimeError)
-    return raised and "RESOURCE_EXHAUSTED" not in str(error)
 
 
 def lost_seconds(environment: Mapping[str, str]) -> float:

@@ -8,9 +8,9 @@ import runs
 
 from aludel.errors import UserError
 from aludel.train.alike import code_digests, difference_of
-from aludel.train.processes import Place, clustered, place_of
+from aludel.train.processes import Place, clustered, may_be_the_death_of_another, place_of
 from aludel.train.records import Lines
-from aludel.train.watch import lost_seconds, may_be_the_death_of_another
+from aludel.train.watch import lost_seconds
 
 SLURM = {
     "SLURM_JOB_ID": "7",
@@ -121,14 +121,12 @@ def test_lines_that_another_process_keeps_are_left_alone(tmp_path):
 
 
 def test_which_errors_may_be_the_death_of_another_process():
-    told = "UNKNOWN: Gloo all-reduce failed: Connection closed by peer"
-    for error in (ValueError(told), jax.errors.JaxRuntimeError(told)):
+    left = "UNKNOWN: Gloo AllGather failed: Connection reset by peer"
+    for error in (ValueError(left), jax.errors.JaxRuntimeError(left)):
         assert may_be_the_death_of_another(error)
-    full = "RESOURCE_EXHAUSTED: Out of memory"
     for error in (
-        ValueError(full),
-        jax.errors.JaxRuntimeError(full),
-        ValueError("Incompatible shapes: (2,), (3,)"),
-        KeyError("UNKNOWN: "),
+        ValueError("RESOURCE_EXHAUSTED: Error writing: No space left on device"),
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"),
+        OSError(left),
     ):
         assert not may_be_the_death_of_another(error)
