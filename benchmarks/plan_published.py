@@ -58,13 +58,6 @@ def settings(model: DecoderConfig, rows: int, fsdp: int, remat: str = "full") ->
     return replace(config, execution=replace(config.execution, remat=remat, scan=True))
 
 
-def llama2_70b() -> DecoderConfig:
-    """Touvron et al. 2023: 80 layers of width 8192, 64 heads of which 8 for keys and values."""
-    model = named("llama2-7b").model
-    shape = dict(layers=80, width=8192, heads=64, kv_heads=8, mlp_width=28672)
-    return replace(model, context=4096, **shape)
-
-
 def gpt2_like(layers: int, width: int, heads: int) -> DecoderConfig:
     """The decoders of levanter's config folder: GPT-2 with rows of 2,048 tokens, no biases."""
     model = named("gpt3-1.3b").model
@@ -78,7 +71,8 @@ OFFLOADED = "MaxText keeps block inputs and q, k, v in the host's memory: here w
 
 RUNS = {
     "llama2-70b v5p": Published(
-        settings(llama2_70b(), 4 * 256, 256), "v5p:4x8x8", 0.654, 692, MAXTEXT, V5P_256,
+        settings(named("llama2-70b").model, 4 * 256, 256), "v5p:4x8x8", 0.654, 692, MAXTEXT,
+        V5P_256,
         "MaxText recomputes the MLP's first product alone; here whole blocks, so that 4 rows fit "
         "at once as they do there",
     ),
@@ -88,7 +82,8 @@ RUNS = {
         "MaxText holds parameters in bfloat16, 36 rows a chip at once", True,
     ),
     "llama2-70b v6e": Published(
-        settings(llama2_70b(), 4 * 256, 256), "v6e:16x16", 0.438, 900, MAXTEXT, V6E_256,
+        settings(named("llama2-70b").model, 4 * 256, 256), "v6e:16x16", 0.438, 900, MAXTEXT,
+        V6E_256,
     ),
     "llama3.1-8b v6e": Published(
         settings(named("llama3-8b").model, 4 * 256, 256), "v6e:16x16", 0.4546, 7207, MAXTEXT,

@@ -38,10 +38,9 @@ from .layers import (
     dropout,
     linear,
     output_init,
-    rotary,
 )
 from .router import ROUTER
-from .sharding import constrain
+from .sharding import constrain, platform_of
 
 REMAT = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -208,8 +207,8 @@ class Attention(nn.Module):
             about = ("rmsnorm", c.norm_eps, c.norm_affine, False, self.kernels.normalise)
             query, key = Norm(*about, name="query_norm")(query), Norm(*about, name="key_norm")(key)
         if c.position == "rotary":
-            query = rotary(query, context.positions, c.rope_theta, c.rope_layout)
-            key = rotary(key, context.positions, c.rope_theta, c.rope_layout)
+            turn = (context.positions, c.rope_theta, c.rope_layout)
+            query, key = self.kernels.rotate(query, *turn), self.kernels.rotate(key, *turn)
         if cache is None:
             mixed = self.kernels.attend(query, key, value, context.segment_ids, c.window)
         else:
@@ -333,7 +332,8 @@ class Decoder(nn.Module):
         if cache is not None:
             kernels = cached_kernels(self.execution.decoding, rows, length)
         else:
-            kernels = training_kernels("xla" if self.is_initializing() else self.execution.training)
+            training = "xla" if self.is_initializing() else self.execution.training
+            kernels = training_kernels(training, platform_of(self.mesh))
         attend = partial(attention, kernel=self.execution.attention, mesh=self.mesh, pieces=pieces)
         trained = not self.is_initializing() and cache is None  # it is gradients that gain by it
         mesh = self.mesh if trained else None

@@ -208,9 +208,7 @@ def rotary(x: Array, positions: Array, theta: float, layout: str) -> Array:
     element i with i + D/2 (GPT-NeoX, Llama in transformers), `interleaved` 2i with 2i + 1.
     """
     dim = x.shape[-1]
-    frequency = theta ** (-jnp.arange(0, dim, 2, dtype=jnp.float32) / dim)
-    angle = positions[:, :, None, None].astype(jnp.float32) * frequency
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    cos, sin = angles(positions, dim, theta)
     wide = x.astype(jnp.float32)
     if layout == "half":
         a, b = wide[..., : dim // 2], wide[..., dim // 2 :]
@@ -219,6 +217,14 @@ def rotary(x: Array, positions: Array, theta: float, layout: str) -> Array:
         a, b = wide[..., 0::2], wide[..., 1::2]
         turned = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(x.shape)
     return turned.astype(x.dtype)
+
+
+def angles(positions: Array, dim: int, theta: float) -> tuple[Array, Array]:
+    """(cos, sin) [B, T, 1, dim/2] of the angles by which the pairs of a head turn at positions
+    [B, T]."""
+    frequency = theta ** (-jnp.arange(0, dim, 2, dtype=jnp.float32) / dim)
+    angle = positions[:, :, None, None].astype(jnp.float32) * frequency
+    return jnp.cos(angle), jnp.sin(angle)
 
 
 def dropout(x: Array, row_keys: Array | None, site: Array | int, rate: float) -> Array:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ..layers import Project, normalise, project_by
+from ..layers import Project, normalise, project_by, rotary
 
 MASKED = -1e30  # finite: exp gives 0, and a row that is masked throughout gives no NaN
 
@@ -125,6 +125,7 @@ class Kernels(NamedTuple):
     attention: Callable[..., tuple[Array, Array, Array]]  # as `append_and_attend`
     normalise: Callable[..., Array] = normalise  # as that of `layers`
     attend: Callable[..., Array] = plain_attention  # without a cache
+    rotate: Callable[..., Array] = rotary  # as that of `layers`
     project_back: Project | None = None  # those that write to the residual stream; None: `project`
 
 

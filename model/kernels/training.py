@@ -15,9 +15,11 @@ from ..layers import normalise, project_by
 from . import norms, products
 from .choosing import choose, chosen
 from .plain import XLA, Kernels
+from .rotating import rotary_by_product
 
 FEWEST_TOKENS = 128  # with fewer, what is around a kernel costs more than it gains
 Product = Callable[[Array, Array], Array]
+TPU = XLA._replace(rotate=rotary_by_product)
 
 
 def obstacle() -> str | None:
@@ -68,8 +70,10 @@ def _normalise(x: Array, *about: object) -> Array:
     return (normalise if few else norms.native_normalise)(x, *about)
 
 
-def training_kernels(training: str) -> Kernels:
+def training_kernels(training: str, platform: str = "cpu") -> Kernels:
     """Of a pass without a cache, where `training` was chosen (`auto`: XLA)."""
+    if platform == "tpu":
+        return TPU
     if training != "native":
         return XLA
     return XLA._replace(project=project_by(_product), normalise=_normalise)

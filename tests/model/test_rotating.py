@@ -1,0 +1,39 @@
+"""Rotary positions by a product are those by halves."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from aludel.model.kernels import training_kernels
+from aludel.model.kernels.rotating import rotary_by_product
+from aludel.model.layers import rotary
+
+KEY = jax.random.key(0)
+POSITIONS = jnp.asarray([[0, 1, 2, 3, 0, 1], [7, 8, 9, 1000, 1001, 0]])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("layout", ["half", "interleaved"])
+def test_rotary_and_its_gradient(layout, dtype):
+    x, weights = jax.random.normal(KEY, (2, *POSITIONS.shape, 3, 8)).astype(dtype)
+
+    def of(rotate):
+        def value(x):
+            turned = rotate(x, POSITIONS, 1e4, layout)
+            return jnp.sum((turned * weights).astype(jnp.float32)), turned
+
+        return jax.jit(jax.value_and_grad(value, has_aux=True))(x)
+
+    (_, got), slope = of(rotary_by_product)
+    (_, want), slope_wanted = of(rotary)
+    assert got.dtype == slope.dtype == x.dtype
+    close = dict(rtol=1e-6, atol=1e-6) if dtype == "float32" else dict(rtol=2**-7, atol=2**-9)
+    for one, other in ((got, want), (slope, slope_wanted)):
+        np.testing.assert_allclose(*(each.astype(jnp.float32) for each in (one, other)), **close)
+
+
+def test_only_tpus_take_it():
+    assert training_kernels("xla", "tpu").rotate is rotary_by_product
+    for platform in ("cpu", "gpu"):
+        assert training_kernels("xla", platform).rotate is rotary
