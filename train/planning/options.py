@@ -2,14 +2,16 @@
 
 from ..chips import Chip
 
-# Gathers of weights go on while products run ("continuation fusion"); MaxText sets these for its
-# published runs (its benchmarks/xla_flags_library.py, CF_FOR_ALL_GATHER).
+# Gathers of weights and sums of gradients go on while products run ("continuation fusion"): what
+# MaxText's benchmarks/xla_flags_library.py calls CF_FOR_ALL_GATHER and CF_FOR_ALL_REDUCE.
 OVERLAP = (
     "xla_tpu_enable_async_collective_fusion",
     "xla_tpu_enable_async_collective_fusion_fuse_all_gather",
     "xla_tpu_enable_async_collective_fusion_multiple_steps",
     "xla_tpu_overlap_compute_collective_tc",
     "xla_enable_async_all_gather",
+    "xla_tpu_enable_async_collective_fusion_fuse_all_reduce",
+    "xla_enable_async_all_reduce",
 )
 # KiB of fast memory that one operation may use: v6e has 128 MiB and large products (the same file).
 FAST_MEMORY = {"v6e": 98304}
