@@ -1,7 +1,7 @@
 """Rotary positions for TPUs, where half of a head is half of a vector register.
 
 Cut in halves, what a head gives is written and read in float32, each half in a register of its
-own: of Llama-2 7B's step on v6e a tenth, by the compiler's cycles. A product with a small matrix
+own: of Llama-2 7B's step on v6e an eighth, by the compiler's cycles. A product with a small matrix
 exchanges the halves within the registers.
 """
 

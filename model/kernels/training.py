@@ -1,5 +1,5 @@
 """Which kernels a pass without a cache runs on, beside attention: XLA's, or on a CPU in float32
-those of `products.cc` and `norms.cc`; chosen aloud.
+those of `products.cc` and `norms.cc`; chosen aloud. On TPUs XLA's, but for rotary positions.
 """
 
 import functools

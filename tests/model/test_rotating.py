@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from aludel.model import Decoder, DecoderConfig, init_params
 from aludel.model.kernels import training_kernels
 from aludel.model.kernels.rotating import rotary_by_product
 from aludel.model.layers import rotary
@@ -37,3 +38,23 @@ def test_only_tpus_take_it():
     assert training_kernels("xla", "tpu").rotate is rotary_by_product
     for platform in ("cpu", "gpu"):
         assert training_kernels("xla", platform).rotate is rotary
+
+
+def test_a_decoder_on_a_tpu_takes_it(monkeypatch):
+    """Hidden states and gradients are those of the other platforms, by another program."""
+    config = DecoderConfig(
+        vocab_size=31, layers=2, width=16, heads=2, context=8, position="rotary", norm="rmsnorm"
+    )
+    params = init_params(config)
+    tokens = jax.random.randint(KEY, (2, 8), 0, 31)
+    positions = jnp.asarray([[3, 4, 5, 6, 0, 1, 2, 3], range(8)])
+
+    def loss(params):
+        return jnp.square(Decoder(config).apply({"params": params}, tokens, positions)).sum()
+
+    want = jax.value_and_grad(loss)(params)
+    monkeypatch.setattr("aludel.model.decoder.platform_of", lambda mesh: "tpu")
+    assert "bthd,bde->bthe" in str(jax.jit(loss).lower(params).as_text(debug_info=True))
+    got = jax.value_and_grad(loss)(params)
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)

@@ -19,7 +19,8 @@ from .timing import Exchange
 from .topologies import Topology
 
 # Shares of the peak that matrix products reach, those that XLA saves of the recomputed among them:
-# by the compiler's cycles .99 for GPT-3 175B on v5p:8x8x16 and .96 for Llama-2 70B on v6e:16x16.
+# by the compiler's cycles (the code of 2026-11-28) .99 for GPT-3 175B on v5p:8x8x16 and .96 for
+# Llama-2 70B on v6e:16x16.
 # v2's and v3's are assumed. GPUs: .70, so that dense models without recomputation of blocks come
 # near the published 52% to 56% of model FLOPs on A100 (Korthikanti et al. 2022, table 5).
 PRODUCTS_SHARE = {"v2": 0.80, "v3": 0.80}
