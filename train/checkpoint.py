@@ -130,7 +130,7 @@ class Checkpoints:
         try:
             action()
         except (ValueError, OSError) as error:  # TensorStore's errors arrive as ValueError
-            if processes.may_be_the_death_of_another(error):
+            if processes.count() > 1 and processes.may_be_the_death_of_another(error):
                 raise  # the watch knows whose
             left = self.steps()
             kept = f"the checkpoint of step {left[-1]} is intact" if left else "there is none yet"

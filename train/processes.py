@@ -37,7 +37,8 @@ START_SECONDS = 300.0  # that processes wait for each other at the start
 MEET_SECONDS = 24 * 3600  # and at the end: one that dies on its way there is noticed before
 ASK_SECONDS = 10  # at a time, while what process 0 is to tell is waited for
 JAX_LOST_SECONDS = 120  # after which JAX's own watch ends the job, should ours have failed
-COLLECTIVE = re.compile(r"gloo|nccl|all-?reduce|all-?gather|collective", re.IGNORECASE)
+# Behind a status and before any path: a run's folder may be called anything.
+COLLECTIVE = re.compile(r"\b[A-Z_]+: [^/]*(?i:gloo|nccl|all-?reduce|all-?gather|collective)")
 
 _asked = itertools.count()
 

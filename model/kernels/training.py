@@ -15,7 +15,7 @@ from ..layers import normalise, project_by
 from . import norms, products
 from .choosing import choose, chosen
 from .plain import XLA, Kernels
-from .rotating import rotary_by_product
+from .rotary import rotary_by_product
 
 FEWEST_TOKENS = 128  # with fewer, what is around a kernel costs more than it gains
 Product = Callable[[Array, Array], Array]
@@ -70,7 +70,7 @@ def _normalise(x: Array, *about: object) -> Array:
     return (normalise if few else norms.native_normalise)(x, *about)
 
 
-def training_kernels(training: str, platform: str = "cpu") -> Kernels:
+def training_kernels(training: str, platform: str) -> Kernels:
     """Of a pass without a cache, where `training` was chosen (`auto`: XLA)."""
     if platform == "tpu":
         return TPU

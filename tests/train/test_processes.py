@@ -126,6 +126,7 @@ def test_which_errors_may_be_the_death_of_another_process():
         assert may_be_the_death_of_another(error)
     for error in (
         ValueError("RESOURCE_EXHAUSTED: Error writing: No space left on device"),
+        ValueError("RESOURCE_EXHAUSTED: Error writing /runs/collective/3: No space left on device"),
         jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"),
         OSError(left),
     ):

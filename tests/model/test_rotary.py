@@ -7,7 +7,7 @@ import pytest
 
 from aludel.model import Decoder, DecoderConfig, init_params
 from aludel.model.kernels import training_kernels
-from aludel.model.kernels.rotating import rotary_by_product
+from aludel.model.kernels.rotary import rotary_by_product
 from aludel.model.layers import rotary
 
 KEY = jax.random.key(0)
