@@ -22,11 +22,11 @@ from aludel.train.planning import (
     Phase,
     Plan,
     as_json,
+    fastest,
     flags_of,
     parse_topology,
     plan_by_arithmetic,
     plan_by_compiler,
-    ranked,
 )
 
 SLICES = ("4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16", "16x16x32")
@@ -55,7 +55,7 @@ def point(shape: str, scaling: str, compiled: bool) -> dict[str, Any]:
     """The entry of one slice."""
     topology = parse_topology(f"v5p:{shape}")
     rows = ROWS if scaling == "strong" else ROWS * topology.chips // CHIPS
-    _, config = ranked(replace(named("gpt3-175b"), batch=rows), topology)[0]
+    config = fastest(replace(named("gpt3-175b"), batch=rows), topology)
     plan = plan_by_arithmetic("gpt3-175b", config, topology)
     if compiled:
         mesh = make_mesh(config.mesh, devices_of(topology.name))

@@ -12,7 +12,6 @@ from .settings import find_config
 from .stages import phases_of, with_decoders
 
 STAGES = ("pretrain", "sft", "reward", "ppo")
-SPARING = 0.82  # of the memory, where a mesh is chosen by arithmetic and not tried against others
 ALL = frozenset({"mesh", "remat", "accumulation"})
 USAGE = """\
 usage: aludel plan CONFIG --topology NAME [flags] [--FIELD VALUE]
@@ -129,17 +128,17 @@ def settled(config, topology, fixed: frozenset[str]):
     """The settings with the mesh that the arithmetic thinks fastest, unless one was given."""
     from ..model import MeshConfig
     from ..train.config import PpoConfig
-    from ..train.planning import flags_of, ranked
+    from ..train.planning import fastest, flags_of
 
     if "mesh" in fixed:
         return config
     if isinstance(config, PpoConfig):  # the arithmetic knows of one network
         return replace(config, mesh=MeshConfig(data=1, fsdp=-1))
-    found = ranked(config, topology, fixed, SPARING) or ranked(config, topology, fixed)
-    if not found:
+    found = fastest(config, topology, fixed)
+    if found is None:
         return config
-    print(f"chosen by the arithmetic: {flags_of(found[0][1])}\n")
-    return found[0][1]
+    print(f"chosen by the arithmetic: {flags_of(found)}\n")
+    return found
 
 
 def fixed_by(flags: list[str]) -> frozenset[str]:

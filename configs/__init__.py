@@ -24,6 +24,7 @@ MODULES: dict[str, dict[str, tuple[str, ...]]] = {
             "llama-400m",
             "llama-1b",
             "llama2-7b",
+            "llama2-34b",
             "llama2-70b",
             "llama3-8b",
             "llama3-70b",

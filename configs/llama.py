@@ -1,9 +1,9 @@
 """A Llama-style ladder: RMSNorm, rotary positions, SwiGLU, no biases.
 
-160M, 400M and 1B (TinyLlama's shape) train on 20 tokens a parameter; llama2-7b and llama2-70b
-(Touvron et al. 2023) on 2T, the Llama 3 shapes (Grattafiori et al. 2024) on 15T, with the papers'
-learning rates and warm-ups. Llama 3's batch grew during training; here it is the first stage's,
-fixed.
+160M, 400M and 1B (TinyLlama's shape) train on 20 tokens a parameter; llama2-7b, llama2-34b (its
+shape is Code Llama's) and llama2-70b (Touvron et al. 2023) on 2T, the Llama 3 shapes (Grattafiori
+et al. 2024) on 15T, with the papers' learning rates and warm-ups. Llama 3's batch grew during
+training; here it is the first stage's, fixed.
 """
 
 from ..model import DecoderConfig
@@ -67,6 +67,7 @@ CONFIGS = {
     "llama-400m": _llama(LLAMA2, 24, 1024, 16, 16, 3072, 2048, 256, 8e9, 4e-4, warmup=500),
     "llama-1b": _llama(LLAMA2, 22, 2048, 32, 4, 5632, 2048, 512, 22e9, 4e-4),
     "llama2-7b": _llama(LLAMA2, 32, 4096, 32, 32, 11008, 4096, 1024, 2e12, 3e-4),
+    "llama2-34b": _llama(LLAMA2, 48, 8192, 64, 8, 22016, 4096, 1024, 2e12, 1.5e-4),
     "llama2-70b": _llama(LLAMA2, 80, 8192, 64, 8, 28672, 4096, 1024, 2e12, 1.5e-4),
     "llama3-8b": _llama(LLAMA3, 32, 4096, 32, 8, 14336, 8192, 512, 15e12, 3e-4, 0.01, 8000),
     "llama3-70b": _llama(LLAMA3, 80, 8192, 64, 8, 28672, 8192, 512, 15e12, 1.5e-4, 0.01, 8000),

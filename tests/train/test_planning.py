@@ -20,7 +20,7 @@ from aludel.train.chips import CHIPS
 from aludel.train.collectives import Collective
 from aludel.train.config import PretrainConfig
 from aludel.train.planning.arithmetic import Division, estimate, placed
-from aludel.train.planning.candidates import candidates, divided, ranked
+from aludel.train.planning.candidates import SPARING, candidates, divided, fastest, ranked
 from aludel.train.planning.compiling import arguments_by_kind, overflow
 from aludel.train.planning.kernels import ATTENTION_SHARE, EXPERTS_SHARE, Kernels, attention_share
 from aludel.train.planning.links import HOP, REACHED, Reach, closes, seconds_of
@@ -403,6 +403,14 @@ def test_candidates_fit_the_devices_and_come_fastest_first():
     assert all(guess.bytes <= topology.memory for guess, _ in found)
     fixed = ranked(config, topology, frozenset({"remat"}))
     assert {one.execution.remat for _, one in fixed} <= {config.execution.remat}
+
+
+def test_what_the_arithmetic_alone_chooses_leaves_memory_to_spare():
+    topology, config = planning.parse_topology("v5p:4x8x8"), named("gpt3-175b")
+    found = ranked(config, topology)
+    spare = [one for guess, one in found if guess.bytes <= topology.memory * SPARING]
+    assert fastest(config, topology) == spare[0] != found[0][1]
+    assert fastest(config, planning.parse_topology("v5p:2x2x2")) is None
 
 
 def test_a_plan_counts_flops_by_the_named_conventions():

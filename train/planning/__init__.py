@@ -8,7 +8,7 @@
 """
 
 from .advice import advice, flags_of
-from .candidates import ranked
+from .candidates import fastest
 from .compiling import Phase
 from .page import page
 from .plan import Plan, as_json, check_fits_mesh, plan_by_arithmetic, plan_by_compiler
@@ -23,12 +23,12 @@ __all__ = [
     "advice",
     "as_json",
     "check_fits_mesh",
+    "fastest",
     "flags_of",
     "lines_of",
     "page",
     "parse_topology",
     "plan_by_arithmetic",
     "plan_by_compiler",
-    "ranked",
     "search",
 ]

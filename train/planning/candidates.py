@@ -16,6 +16,7 @@ REMATS = ("none", "dots", "full")
 # A TPU keeps bfloat16 in tiles of 16 rows: a thinner share of a matrix is padded to them. Of GPT-3
 # 175B over 2,048, shares of 6 rows cost 2.2 s a step more than shares of 24, by the compiler.
 THINNEST = 16
+SPARING = 0.82  # of the memory, where the arithmetic's choice is not tried against others
 
 
 def candidates(
@@ -79,6 +80,15 @@ def ranked(
     found = [(estimated(one, topology), one) for one in candidates(config, topology, fixed)]
     fitting = [(guess, one) for guess, one in found if guess.bytes <= topology.memory * room]
     return sorted(fitting, key=lambda pair: pair[0].seconds)
+
+
+def fastest(
+    config: StageConfig, topology: Topology, fixed: frozenset[str] = frozenset()
+) -> StageConfig | None:
+    """What is taken by arithmetic alone: the fastest with memory to spare, else the fastest that
+    fits; None where nothing does."""
+    found = ranked(config, topology, fixed, SPARING) or ranked(config, topology, fixed)
+    return found[0][1] if found else None
 
 
 def smallest(config: StageConfig, topology: Topology) -> tuple[float, StageConfig] | None:
