@@ -5,6 +5,7 @@ Logits are a stage of their own (`logprobs.py`); training, scoring and sampling 
 here.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -160,14 +161,15 @@ def norm_of(c: DecoderConfig, kernels: Kernels, name: str) -> Norm:
     return Norm(c.norm, c.norm_eps, c.norm_affine, c.bias, kernels.normalise, name=name)
 
 
-def add_up(x: Array, weights: Weights, kernels: Kernels, mesh: Mesh | None) -> Array:
-    """The linear map of x [B, T, fan in] at the end of a block's half, its tokens divided."""
-    project = kernels.project_back or kernels.project
+def add_up(
+    x: Array, weights: Weights, multiply: Callable[[Array, Weights], Array], mesh: Mesh | None
+) -> Array:
+    """The linear map [B, T, width] of x at the end of a block's half, its tokens divided."""
     kernel, bias = weights
     if mesh is None or mesh.size == 1:
-        return linear(x, [weights], project)[0]
+        return multiply(x, weights)
     # The bias last: else sums over `tensor` are made whole for it on every device.
-    y = scattered(linear(x, [(kernel, None)], project)[0], mesh)
+    y = scattered(multiply(x, (kernel, None)), mesh)
     return y if bias is None else y + bias.astype(y.dtype)
 
 
@@ -193,15 +195,10 @@ class Attention(nn.Module):
             Linear(count * dim, ("embed", axis), c.bias, init, name=name)(c.width)
             for name, count, axis in parts
         ]
+        heads = self.kernels.into_heads(x, weights, dim, self.kernels.project, self.mesh)
         query, key, value = (
-            constrain(
-                y.reshape(*x.shape[:-1], count, dim),
-                ("batch", "length", axis, "head_dim"),
-                self.mesh,
-            )
-            for y, (_, count, axis) in zip(
-                linear(x, weights, self.kernels.project), parts, strict=True
-            )
+            constrain(y, ("batch", "length", axis, "head_dim"), self.mesh)
+            for y, (_, _, axis) in zip(heads, parts, strict=True)
         )
         if c.qk_norm:
             about = ("rmsnorm", c.norm_eps, c.norm_affine, False, self.kernels.normalise)
@@ -227,8 +224,9 @@ class Attention(nn.Module):
         mixed = constrain(mixed, ("batch", "length", "heads", "head_dim"), self.mesh)
         init = output_init(c, c.heads * dim)
         weights = Linear(c.width, ("heads", "embed"), c.bias, init, name="output")(c.heads * dim)
-        mixed = mixed.reshape(*x.shape[:-1], -1)
-        return add_up(mixed, weights, self.kernels, self.mesh), cache
+        back = self.kernels.project_back or self.kernels.project
+        multiply = partial(self.kernels.out_of_heads, project=back, mesh=self.mesh)
+        return add_up(mixed, weights, multiply, self.mesh), cache
 
 
 class MLP(nn.Module):
@@ -251,7 +249,8 @@ class MLP(nn.Module):
         hidden = constrain(hidden, ("batch", "length", "mlp"), self.mesh)
         init = output_init(c, c.size_of_mlp)
         weights = Linear(c.width, ("mlp", "embed"), c.bias, init, name="down")(c.size_of_mlp)
-        return add_up(hidden, weights, self.kernels, self.mesh)
+        back = self.kernels.project_back or project
+        return add_up(hidden, weights, lambda x, one: linear(x, [one], back)[0], self.mesh)
 
 
 class Block(nn.Module):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
+from jax.sharding import Mesh
 
 from .config import DecoderConfig
 
@@ -74,6 +75,18 @@ def linear(
     cast = [(k.astype(x.dtype), b if b is None else b.astype(x.dtype)) for k, b in weights]
     outputs = project(x.reshape(-1, x.shape[-1]), cast, activation)
     return tuple(y.reshape(*x.shape[:-1], y.shape[-1]) for y in outputs)
+
+
+def into_heads(
+    x: Array, weights: Sequence[Weights], dim: int, project: Project, mesh: Mesh | None
+) -> tuple[Array, ...]:
+    """The linear maps of x [B, T, fan in] to heads of `dim` elements: each [B, T, heads, dim]."""
+    return tuple(y.reshape(*y.shape[:-1], -1, dim) for y in linear(x, weights, project))
+
+
+def out_of_heads(mixed: Array, weights: Weights, project: Project, mesh: Mesh | None) -> Array:
+    """The linear map [B, T, fan out] of all heads of mixed [B, T, heads, dim]."""
+    return linear(mixed.reshape(*mixed.shape[:2], -1), [weights], project)[0]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))

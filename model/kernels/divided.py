@@ -58,7 +58,7 @@ def writing(project: Project, mesh: Mesh | None) -> Project:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def gathered(kernel: Array, names: tuple[str, str], mesh: Mesh | None) -> Array:
+def gathered(kernel: Array, names: tuple[str, ...], mesh: Mesh | None) -> Array:
     """A matrix with these logical axes, whole along `embed` on every device: else it is gathered
     for each product with it. Its gradient is divided again."""
     kernel = constrain(kernel, names, mesh)  # else it is gathered before it is cast

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ..layers import Project, normalise, project_by, rotary
+from ..layers import Project, into_heads, normalise, out_of_heads, project_by, rotary
 
 MASKED = -1e30  # finite: exp gives 0, and a row that is masked throughout gives no NaN
 
@@ -126,6 +126,8 @@ class Kernels(NamedTuple):
     normalise: Callable[..., Array] = normalise  # as that of `layers`
     attend: Callable[..., Array] = plain_attention  # without a cache
     rotate: Callable[..., Array] = rotary  # as that of `layers`
+    into_heads: Callable[..., tuple[Array, ...]] = into_heads  # as that of `layers`
+    out_of_heads: Callable[..., Array] = out_of_heads  # as that of `layers`
     project_back: Project | None = None  # those that write to the residual stream; None: `project`
 
 

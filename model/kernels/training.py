@@ -1,5 +1,5 @@
 """Which kernels a pass without a cache runs on, beside attention: XLA's, or on a CPU in float32
-those of `products.cc` and `norms.cc`; chosen aloud. On TPUs XLA's, but for rotary positions.
+those of `products.cc` and `norms.cc`; chosen aloud. On TPUs XLA's, told how results are to lie.
 """
 
 import functools
@@ -12,14 +12,19 @@ from jax.sharding import Mesh
 
 from ..execution import Execution
 from ..layers import normalise, project_by
-from . import norms, products
+from . import heads, norms, products
 from .choosing import choose, chosen
 from .plain import XLA, Kernels
 from .rotary import rotary_by_product
 
 FEWEST_TOKENS = 128  # with fewer, what is around a kernel costs more than it gains
 Product = Callable[[Array, Array], Array]
-TPU = XLA._replace(rotate=rotary_by_product)
+TPU = XLA._replace(
+    project=project_by(heads.product),
+    into_heads=heads.into_heads,
+    out_of_heads=heads.out_of_heads,
+    rotate=rotary_by_product,
+)
 
 
 def obstacle() -> str | None:
