@@ -19,6 +19,7 @@ class Pod(NamedTuple):
 
 PODS: dict[str, dict[str, Pod]] = {
     "gpt3-175b": {"v5p:8x8x16": Pod(MeshConfig(data=1, fsdp=128, tensor=8))},
+    "llama2-34b": {"v6e:16x16": Pod(MeshConfig(data=1, fsdp=256), accumulation=2)},
     "llama2-70b": {"v6e:16x16": Pod(MeshConfig(data=1, fsdp=256), accumulation=2)},
     "llama3-8b": {"v5e:16x16": Pod(MeshConfig(data=1, fsdp=256), accumulation=2)},
     "llama3-70b": {"v6e:16x16": Pod(MeshConfig(data=1, fsdp=256), accumulation=2)},

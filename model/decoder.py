@@ -332,7 +332,7 @@ class Decoder(nn.Module):
             kernels = cached_kernels(self.execution.decoding, rows, length)
         else:
             training = "xla" if self.is_initializing() else self.execution.training
-            kernels = training_kernels(training, platform_of(self.mesh))
+            kernels = training_kernels(training, platform_of(self.mesh), self.mesh)
         attend = partial(attention, kernel=self.execution.attention, mesh=self.mesh, pieces=pieces)
         trained = not self.is_initializing() and cache is None  # it is gradients that gain by it
         mesh = self.mesh if trained else None

@@ -5,16 +5,18 @@ to lie head after head, as attention's kernels want it; so are what attention gi
 gradient. Where heads stay an axis of the product nothing is copied.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.experimental.layout import Layout, with_layout_constraint
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from .. import layers
 from ..layers import Project, Weights
+from ..sharding import axes_of, free_axes, seen
 from .divided import gathered
 
 
@@ -46,16 +48,36 @@ def _divided(mesh: Mesh | None) -> bool:
     return mesh is not None and mesh.shape["tensor"] > 1
 
 
-@jax.custom_vjp
-def product(x: Array, kernel: Array) -> Array:
+def product_on(mesh: Mesh | None) -> Callable[[Array, Array], Array]:
     """x [M, K] @ kernel [K, N], the gradient to x written row after row: the compiler's own choice
     was column after column for one product, and a copy for the next."""
-    return x @ kernel
+    if mesh is not None and mesh.shape["tensor"] * mesh.shape["context"] > 1:
+        return jnp.matmul
+
+    @jax.custom_vjp
+    def product(x: Array, kernel: Array) -> Array:
+        return x @ kernel
+
+    def backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+        x, kernel = saved
+        return _row_by_row(grad @ kernel.T, mesh), x.T @ grad
+
+    product.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), backward)
+    return product
 
 
-def _backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
-    x, kernel = saved
-    return with_layout_constraint(grad @ kernel.T, Layout((0, 1))), x.T @ grad
-
-
-product.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _backward)
+def _row_by_row(x: Array, mesh: Mesh | None) -> Array:
+    """x [M, K], whose tokens the devices share."""
+    on_device = partial(with_layout_constraint, layouts=Layout((0, 1)))
+    if mesh is None or mesh.size == 1:
+        return on_device(x)
+    along = PartitionSpec(axes_of("batch", mesh), None)
+    # Of the whole array the partitioner would gather it.
+    return jax.shard_map(
+        on_device,
+        mesh=seen(mesh),
+        axis_names=set(free_axes(mesh)),
+        in_specs=along,
+        out_specs=along,
+        check_vma=False,
+    )(x)

@@ -20,7 +20,6 @@ from .rotary import rotary_by_product
 FEWEST_TOKENS = 128  # with fewer, what is around a kernel costs more than it gains
 Product = Callable[[Array, Array], Array]
 TPU = XLA._replace(
-    project=project_by(heads.product),
     into_heads=heads.into_heads,
     out_of_heads=heads.out_of_heads,
     rotate=rotary_by_product,
@@ -75,10 +74,10 @@ def _normalise(x: Array, *about: object) -> Array:
     return (normalise if few else norms.native_normalise)(x, *about)
 
 
-def training_kernels(training: str, platform: str) -> Kernels:
+def training_kernels(training: str, platform: str, mesh: Mesh | None = None) -> Kernels:
     """Of a pass without a cache, where `training` was chosen (`auto`: XLA)."""
     if platform == "tpu":
-        return TPU
+        return TPU._replace(project=project_by(heads.product_on(mesh)))
     if training != "native":
         return XLA
     return XLA._replace(project=project_by(_product), normalise=_normalise)

@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from aludel.model import MeshConfig, layers, make_mesh
 from aludel.model.kernels import heads, training_kernels
 from aludel.model.layers import project_by
+from aludel.model.sharding import axes_of
 
 KEYS = jax.random.split(jax.random.key(0), 8)
 ROWS, LENGTH, WIDTH, DIM, COUNTS = 8, 6, 32, 4, (8, 2, 2)
@@ -64,9 +66,13 @@ def test_into_heads_and_out_of_them(mesh, bias):
     )
 
 
-def test_a_product_and_its_gradients():
+@pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
+def test_a_product_and_its_gradients(mesh):
+    mesh = None if mesh is None else make_mesh(mesh)
     x, kernel = jax.random.normal(KEYS[0], (40, 16)), jax.random.normal(KEYS[1], (16, 24))
-    check(heads.product, jnp.matmul, x, kernel)
+    if mesh is not None:
+        x = jax.device_put(x, NamedSharding(mesh, PartitionSpec(axes_of("batch", mesh))))
+    check(heads.product_on(mesh), jnp.matmul, x, kernel)
 
 
 def test_only_tpus_take_them():
