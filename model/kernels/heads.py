@@ -5,6 +5,7 @@ to lie head after head, as attention's kernels want it; so are what attention gi
 gradient. Where heads stay an axis of the product nothing is copied.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -67,11 +68,14 @@ def product_on(mesh: Mesh | None) -> Callable[[Array, Array], Array]:
 
 
 def _row_by_row(x: Array, mesh: Mesh | None) -> Array:
-    """x [M, K], whose tokens the devices share."""
+    """x [M, K], where the devices share its tokens evenly."""
     on_device = partial(with_layout_constraint, layouts=Layout((0, 1)))
     if mesh is None or mesh.size == 1:
         return on_device(x)
-    along = PartitionSpec(axes_of("batch", mesh), None)
+    axes = axes_of("batch", mesh)
+    if len(x) % math.prod(mesh.shape[axis] for axis in axes):
+        return x
+    along = PartitionSpec(axes, None)
     # Of the whole array the partitioner would gather it.
     return jax.shard_map(
         on_device,

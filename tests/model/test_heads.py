@@ -66,11 +66,12 @@ def test_into_heads_and_out_of_them(mesh, bias):
     )
 
 
+@pytest.mark.parametrize("tokens", [40, 42])
 @pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
-def test_a_product_and_its_gradients(mesh):
+def test_a_product_and_its_gradients(mesh, tokens):
     mesh = None if mesh is None else make_mesh(mesh)
-    x, kernel = jax.random.normal(KEYS[0], (40, 16)), jax.random.normal(KEYS[1], (16, 24))
-    if mesh is not None:
+    x, kernel = jax.random.normal(KEYS[0], (tokens, 16)), jax.random.normal(KEYS[1], (16, 24))
+    if mesh is not None and tokens % mesh.size == 0:
         x = jax.device_put(x, NamedSharding(mesh, PartitionSpec(axes_of("batch", mesh))))
     check(heads.product_on(mesh), jnp.matmul, x, kernel)
 
