@@ -195,7 +195,7 @@ class Attention(nn.Module):
             Linear(count * dim, ("embed", axis), c.bias, init, name=name)(c.width)
             for name, count, axis in parts
         ]
-        heads = self.kernels.into_heads(x, weights, dim, self.kernels.project, self.mesh)
+        heads = self.kernels.into_heads(x, weights, dim, self.kernels.project)
         query, key, value = (
             constrain(y, ("batch", "length", axis, "head_dim"), self.mesh)
             for y, (_, _, axis) in zip(heads, parts, strict=True)
@@ -224,9 +224,8 @@ class Attention(nn.Module):
         mixed = constrain(mixed, ("batch", "length", "heads", "head_dim"), self.mesh)
         init = output_init(c, c.heads * dim)
         weights = Linear(c.width, ("heads", "embed"), c.bias, init, name="output")(c.heads * dim)
-        back = self.kernels.project_back or self.kernels.project
-        multiply = partial(self.kernels.out_of_heads, project=back, mesh=self.mesh)
-        return add_up(mixed, weights, multiply, self.mesh), cache
+        out, back = self.kernels.out_of_heads, self.kernels.project_back
+        return add_up(mixed, weights, lambda x, one: out(x, one, back), self.mesh), cache
 
 
 class MLP(nn.Module):
@@ -249,7 +248,7 @@ class MLP(nn.Module):
         hidden = constrain(hidden, ("batch", "length", "mlp"), self.mesh)
         init = output_init(c, c.size_of_mlp)
         weights = Linear(c.width, ("mlp", "embed"), c.bias, init, name="down")(c.size_of_mlp)
-        back = self.kernels.project_back or project
+        back = self.kernels.project_back
         return add_up(hidden, weights, lambda x, one: linear(x, [one], back)[0], self.mesh)
 
 

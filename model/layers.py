@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
-from jax.sharding import Mesh
 
 from .config import DecoderConfig
 
@@ -78,13 +77,13 @@ def linear(
 
 
 def into_heads(
-    x: Array, weights: Sequence[Weights], dim: int, project: Project, mesh: Mesh | None
+    x: Array, weights: Sequence[Weights], dim: int, project: Project
 ) -> tuple[Array, ...]:
     """The linear maps of x [B, T, fan in] to heads of `dim` elements: each [B, T, heads, dim]."""
     return tuple(y.reshape(*y.shape[:-1], -1, dim) for y in linear(x, weights, project))
 
 
-def out_of_heads(mixed: Array, weights: Weights, project: Project, mesh: Mesh | None) -> Array:
+def out_of_heads(mixed: Array, weights: Weights, project: Project) -> Array:
     """The linear map [B, T, fan out] of all heads of mixed [B, T, heads, dim]."""
     return linear(mixed.reshape(*mixed.shape[:2], -1), [weights], project)[0]
 

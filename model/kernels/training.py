@@ -12,18 +12,13 @@ from jax.sharding import Mesh
 
 from ..execution import Execution
 from ..layers import normalise, project_by
-from . import heads, norms, products
+from . import norms, products
 from .choosing import choose, chosen
 from .plain import XLA, Kernels
-from .rotary import rotary_by_product
+from .tpu import tpu_kernels
 
 FEWEST_TOKENS = 128  # with fewer, what is around a kernel costs more than it gains
 Product = Callable[[Array, Array], Array]
-TPU = XLA._replace(
-    into_heads=heads.into_heads,
-    out_of_heads=heads.out_of_heads,
-    rotate=rotary_by_product,
-)
 
 
 def obstacle() -> str | None:
@@ -74,10 +69,10 @@ def _normalise(x: Array, *about: object) -> Array:
     return (normalise if few else norms.native_normalise)(x, *about)
 
 
-def training_kernels(training: str, platform: str, mesh: Mesh | None = None) -> Kernels:
-    """Of a pass without a cache, where `training` was chosen (`auto`: XLA)."""
+def training_kernels(training: str, platform: str, mesh: Mesh | None) -> Kernels:
+    """Of a pass without a cache on this mesh, where `training` was chosen (`auto`: XLA)."""
     if platform == "tpu":
-        return TPU._replace(project=project_by(heads.product_on(mesh)))
+        return tpu_kernels(mesh)
     if training != "native":
         return XLA
     return XLA._replace(project=project_by(_product), normalise=_normalise)

@@ -35,12 +35,12 @@ def test_rotary_and_its_gradient(layout, dtype):
 
 
 def test_only_tpus_take_it():
-    assert training_kernels("xla", "tpu").rotate is rotary_by_product
+    assert training_kernels("xla", "tpu", None).rotate is rotary_by_product
     for platform in ("cpu", "gpu"):
-        assert training_kernels("xla", platform).rotate is rotary
+        assert training_kernels("xla", platform, None).rotate is rotary
 
 
-def test_a_decoder_on_a_tpu_takes_it(monkeypatch):
+def test_a_decoder_on_a_tpu_takes_it_and_products_by_heads(monkeypatch):
     """Hidden states and gradients are those of the other platforms, by another program."""
     config = DecoderConfig(
         vocab_size=31, layers=2, width=16, heads=2, context=8, position="rotary", norm="rmsnorm"
@@ -49,7 +49,7 @@ def test_a_decoder_on_a_tpu_takes_it(monkeypatch):
     tokens = jax.random.randint(KEY, (2, 8), 0, 31)
     positions = jnp.asarray([[3, 4, 5, 6, 0, 1, 2, 3], range(8)])
 
-    weights = jax.random.normal(KEY, (2, 8, 16))  # squares are as many whatever the parameters
+    weights = jax.random.normal(KEY, (2, 8, 16))  # behind a norm the sum of squares is a constant
 
     def loss(params):
         return jnp.sum(weights * Decoder(config).apply({"params": params}, tokens, positions))

@@ -66,7 +66,7 @@ def test_without_a_compiler_xla_does_it(monkeypatch, capfd):
     found = training.gradient_by(execution.training)(x, y)
     np.testing.assert_allclose(found, np.asarray(x).T @ np.asarray(y), atol=1e-4)
     about = (None, None, True, 1e-5)
-    kernels = training.training_kernels(execution.training, "cpu")
+    kernels = training.training_kernels(execution.training, "cpu", None)
     np.testing.assert_allclose(kernels.normalise(x, *about), normalise(x, *about), atol=1e-6)
     assert "training: xla (native ones are faster, but there is no C++" in capfd.readouterr().err
     with pytest.raises(UserError, match="no C\\+\\+ compiler"):
