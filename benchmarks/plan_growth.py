@@ -90,6 +90,7 @@ def draw(done: dict[str, Any], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib import ticker
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for by, style in (("arithmetic", "--"), ("compiler", "-")):
@@ -105,7 +106,13 @@ def draw(done: dict[str, Any], path: Path) -> None:
             right.loglog(chips, moved, style, marker="o", color=colour, label=label)
     left.set(title="Seconds of a step", xlabel="chips")
     right.set(title="GB that a chip sends in a step", xlabel="chips")
+    chips = sorted({one["chips"] for one in done.values()})
     for axes in (left, right):
+        axes.set_xticks(chips, labels=[f"{each:,}" for each in chips])
+        axes.xaxis.set_minor_locator(ticker.NullLocator())
+        axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:,g}")
+        axes.yaxis.set_minor_formatter(ticker.NullFormatter())
         axes.grid(True, which="both", alpha=0.25)
         axes.legend()
     figure.savefig(path, dpi=130)
