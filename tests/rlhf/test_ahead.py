@@ -144,6 +144,7 @@ def others(phases: dict[str, ahead.Phase], ran: Programs) -> list[str]:
     return [name for name, one in phases.items() if text_of(one.lowered) not in ran.texts[name]]
 
 
+@pytest.mark.slow
 def test_the_programs_of_ppo(tuned, tmp_path, monkeypatch):
     (tmp_path / "rewards.py").write_text("def length(prompts, texts): return map(len, texts)")
     rewards = (f"{tmp_path / 'rewards.py'}:length",)
