@@ -362,6 +362,7 @@ def test_a_program_that_wants_too_much_memory_is_told_from_other_errors():
         "hbm. Used 120.50G of 95.74G hbm."
     )
     assert overflow(said) == pytest.approx(120.5 * 2**30)
+    assert overflow(said.replace("space hbm", "space vmem")) is None
     assert overflow("INTERNAL: something else") is None
 
 

@@ -82,9 +82,9 @@ def kind_of(name: str) -> str:
 
 
 def overflow(message: str) -> float | None:
-    """Bytes that a program wanted, out of what the compiler says when there are not so many; None
-    of any other message."""
-    used = re.search(r"Used ([\d.]+)([KMGT])\S* of [\d.]+[KMGT]", message)
+    """Bytes that a program wanted, out of what the compiler says when a chip's memory has not so
+    many; None of any other message, as where it is the fast memory that one operation wants."""
+    used = re.search(r"in memory space hbm\. Used ([\d.]+)([KMGT])\S* of [\d.]+[KMGT]", message)
     if "RESOURCE_EXHAUSTED" not in message or used is None:
         return None
     return float(used.group(1)) * UNITS[used.group(2)]
