@@ -363,6 +363,11 @@ def test_a_program_that_wants_too_much_memory_is_told_from_other_errors():
     )
     assert overflow(said) == pytest.approx(120.5 * 2**30)
     assert overflow(said.replace("space hbm", "space vmem")) is None
+    temporaries = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+        "temporaries (38.54G) exceeds available HBM (31.25G)."
+    )
+    assert overflow(temporaries) == pytest.approx(38.54 * 2**30)
     assert overflow("INTERNAL: something else") is None
 
 

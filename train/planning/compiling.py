@@ -5,12 +5,17 @@ from typing import NamedTuple
 
 import jax
 
+from ...errors import UserError
 from ..ahead import memory_of
 from ..collectives import bytes_of
 from ..program import Program, read_program
 from .purposes import op_name_of
 
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+SIZE = r"([\d.]+)([KMGT])"
+WANTED = re.compile(
+    rf"in memory space hbm\. Used {SIZE}|HLO temporaries \({SIZE}\) exceeds available HBM"
+)
 
 
 class Phase(NamedTuple):
@@ -34,12 +39,17 @@ class Compiled(NamedTuple):
 
 
 def compile_phase(phase: Phase, options: dict[str, str]) -> Compiled:
-    """Compiles a phase. Raises what the compiler raises, but for want of memory."""
+    """Compiles a phase. Raises what the compiler raises, but for want of memory, and `UserError`
+    where one operation wants more of the fast memory than there is."""
     beside = {"beside": float(phase.beside)} if phase.beside else {}
     try:
         compiled = phase.lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
-        used = overflow(str(error))
+        message = str(error)
+        used = overflow(message)
+        if used is None and "RESOURCE_EXHAUSTED" in message:
+            said = message.splitlines()[0]
+            raise UserError(f"the TPU's compiler cannot make the {phase.name}: {said}") from error
         if used is None:
             raise
         return Compiled({"arguments and temporaries": used, **beside}, used + phase.beside, None)
@@ -84,7 +94,8 @@ def kind_of(name: str) -> str:
 def overflow(message: str) -> float | None:
     """Bytes that a program wanted, out of what the compiler says when a chip's memory has not so
     many; None of any other message, as where it is the fast memory that one operation wants."""
-    used = re.search(r"in memory space hbm\. Used ([\d.]+)([KMGT])\S* of [\d.]+[KMGT]", message)
-    if "RESOURCE_EXHAUSTED" not in message or used is None:
+    wanted = WANTED.search(message)
+    if "RESOURCE_EXHAUSTED" not in message or wanted is None:
         return None
-    return float(used.group(1)) * UNITS[used.group(2)]
+    size, unit = (group for group in wanted.groups() if group)
+    return float(size) * UNITS[unit]
