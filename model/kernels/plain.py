@@ -128,7 +128,7 @@ class Kernels(NamedTuple):
     rotate: Callable[..., Array] = rotary  # as that of `layers`
     into_heads: Callable[..., tuple[Array, ...]] = into_heads  # as that of `layers`
     out_of_heads: Callable[..., Array] = out_of_heads  # as that of `layers`
-    project_back: Project | None = None  # those that write to the residual stream; None: `project`
+    project_back: Project | None = None  # those that write to the residual stream, on a mesh
 
 
 XLA = Kernels(project_by(jnp.matmul), append_and_attend)
