@@ -93,6 +93,7 @@ def lines_of(run) -> list[dict]:
     return found
 
 
+@pytest.mark.slow
 def test_the_score_rises(tuned, prompts, rewards, tmp_path):
     run = ppo(
         config_of(
@@ -112,7 +113,8 @@ def test_the_score_rises(tuned, prompts, rewards, tmp_path):
     assert texts[0].startswith("say\n")
 
 
-@pytest.mark.parametrize("divided", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("divided", [True, False])
 def test_it_goes_on_exactly_where_it_was(tuned, prompts, rewards, tmp_path, divided):
     text = tmp_path / "text.txt"
     text.write_text("yes no " * 300)

@@ -1,9 +1,11 @@
 """PPO in several processes on one machine: the run is that of one process."""
 
+import functools
 import json
 import shutil
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,11 +37,22 @@ def material(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(tuned, material, tmp_path_factory) -> Path:
-    """The run of one process."""
-    folder = tmp_path_factory.mktemp("alone")
-    runs.finished(command(tuned, material, folder / "run"), 1, folder / "job")
-    return folder / "run"
+def undisturbed(tuned, material, tmp_path_factory) -> Callable[..., Path]:
+    """The run of so many processes with these flags, made when first asked for. The reward
+    is asked once for each answer: by process 0 alone."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+
+    @functools.cache
+    def made(count: int, *flags: str) -> Path:
+        out = folder / " ".join((str(count), *flags))
+        (material / "calls").unlink(missing_ok=True)
+        words = command(tuned, material, out, *flags)
+        job = runs.finished(words, count, folder / f"job of {out.name}")
+        callers = set((material / "calls").read_text().split())
+        assert callers == {str(job.processes[0].pid)}
+        return out
+
+    return made
 
 
 def command(tuned, folder: Path, out: Path, *flags: str) -> list[str]:
@@ -60,23 +73,15 @@ def lines_of(out: Path) -> list[dict]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count, flags", [(2, []), (4, []), (2, ["--minibatches", "2"])])
-def test_several_processes_are_one_run(tuned, material, alone, tmp_path, count, flags):
-    expected = alone
-    if flags:
-        expected = tmp_path / "alone"
-        runs.finished(command(tuned, material, expected, *flags), 1, tmp_path / "alone-job")
-    (material / "calls").unlink()
-    job = runs.finished(command(tuned, material, tmp_path / "run", *flags), count, tmp_path / "job")
-    runs.check_near(lines_of(tmp_path / "run"), lines_of(expected), rel=1e-4, least=1e-5)
-    callers = set((material / "calls").read_text().split())
-    assert callers == {str(job.processes[0].pid)}  # the reward is asked once for each answer
+@pytest.mark.parametrize("count, flags", [(2, ()), (4, ()), (2, ("--minibatches", "2"))])
+def test_several_processes_are_one_run(undisturbed, count, flags):
+    lines, expected = (lines_of(undisturbed(number, *flags)) for number in (count, 1))
+    runs.check_near(lines, expected, rel=1e-4, least=1e-5)
 
 
 @pytest.mark.slow
-def test_stopped_and_killed_it_goes_on_exactly(tuned, material, alone, tmp_path):
-    whole, out, again = (tmp_path / name for name in ("whole", "run", "again"))
-    runs.finished(command(tuned, material, whole), 2, tmp_path / "whole-job")
+def test_stopped_and_killed_it_goes_on_exactly(tuned, material, undisturbed, tmp_path):
+    out, again = tmp_path / "run", tmp_path / "again"
     words = command(tuned, material, out)
 
     job = runs.Job([words] * 2, tmp_path / "job")
@@ -94,9 +99,9 @@ def test_stopped_and_killed_it_goes_on_exactly(tuned, material, alone, tmp_path)
     shutil.copytree(out, again)
 
     runs.finished(words, 2, tmp_path / "job-3")
-    assert lines_of(out) == lines_of(whole)
+    assert lines_of(out) == lines_of(undisturbed(2))
     runs.finished(command(tuned, material, again), 4, tmp_path / "job-4")
-    runs.check_near(lines_of(again), lines_of(alone), rel=1e-4, least=1e-5)
+    runs.check_near(lines_of(again), lines_of(undisturbed(1)), rel=1e-4, least=1e-5)
 
 
 @pytest.mark.slow

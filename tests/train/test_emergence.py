@@ -157,6 +157,7 @@ def amend(path: Path, **values) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
+@pytest.mark.slow
 def test_a_ladder_is_the_longest_finished_run_of_each_size(ladder):
     assert tuple(one.path.name for one in rungs(ladder)) == LADDER
     first = ladder / LADDER[0]

@@ -206,14 +206,17 @@ def _name(changes: dict) -> str:
 # Rows cut into pieces, of a decoder that may be cut.
 WHOLE_TOKENS = {"token_shift": 0, "window": 40}
 WITH_CONTEXT = [
-    {"mesh": "context8", "packed": True},
+    pytest.param({"mesh": "context8", "packed": True}, marks=pytest.mark.slow),
     {"mesh": "data2 context2 tensor2", "packed": True, "accumulation": 2, "remat": "full"},
     {"mesh": "fsdp2 context4", "scan": True},
 ]
 
 # With dropout, what draws the noise by another program: few settings, all axes but packing.
 WITH_DROPOUT = [
-    {"mesh": "data8", "accumulation": 4, "scan": True, "remat": "dots"},
+    pytest.param(
+        {"mesh": "data8", "accumulation": 4, "scan": True, "remat": "dots"},
+        marks=pytest.mark.slow,
+    ),
     {"mesh": "data2 fsdp2 tensor2", "accumulation": 2, "remat": "full", "attention": "blocked"},
 ]
 

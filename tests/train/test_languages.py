@@ -14,7 +14,8 @@ POEM = "床前明月光，疑是地上霜。举头望明月，低头思故乡。
 HEADS = dict(layers=1, width=32, heads=2, context=32, embedding_init_std=1.0)
 
 
-@pytest.mark.parametrize("tokenizer", [pytest.param("char", marks=pytest.mark.slow), "bpe:300"])
+@pytest.mark.slow
+@pytest.mark.parametrize("tokenizer", ["char", "bpe:300"])
 def test_chinese_trains_and_is_written(tmp_path, tokenizer):
     rng = np.random.default_rng(0)
     words = ["天地玄黄", "宇宙洪荒", "日月盈昃", "辰宿列张", "寒来暑往", "秋收冬藏"]

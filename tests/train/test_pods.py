@@ -1,8 +1,10 @@
 """Pretraining in several processes on one machine: the run is that of one process."""
 
+import functools
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,11 +28,23 @@ def text(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory, text) -> Path:
+def undisturbed(tmp_path_factory, text) -> Callable[..., tuple[Path, runs.Job]]:
+    """(the run, its job) of so many processes with these flags, made when first asked for."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+
+    @functools.cache
+    def made(count: int, *flags: str) -> tuple[Path, runs.Job]:
+        out = folder / " ".join((str(count), *flags))
+        words = runs.command(text, out, *SAVING, *flags)
+        return out, runs.finished(words, count, folder / f"job of {out.name}")
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def alone(undisturbed) -> Path:
     """The run of one process."""
-    folder = tmp_path_factory.mktemp("alone")
-    runs.finished(runs.command(text, folder / "run", *SAVING), 1, folder / "job")
-    return folder / "run"
+    return undisturbed(1)[0]
 
 
 def saved(out: Path, step: int):
@@ -39,9 +53,8 @@ def saved(out: Path, step: int):
 
 
 @pytest.mark.slow
-def test_two_processes_are_one_run(tmp_path, text, alone):
-    out = tmp_path / "run"
-    job = runs.finished(runs.command(text, out, *SAVING), 2, tmp_path / "job")
+def test_two_processes_are_one_run(undisturbed, alone):
+    out, job = undisturbed(2)
     runs.check_near(runs.metrics(out), runs.metrics(alone), FIGURES)
     assert {path.name for path in out.iterdir()} == {path.name for path in alone.iterdir()}
     assert job.said(0, "out").rstrip().splitlines()[-1] == str(out)
@@ -49,22 +62,25 @@ def test_two_processes_are_one_run(tmp_path, text, alone):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sizes", [(4, 1, 1), (1, 4, 1), (2, 1, 2)], ids=str)
-def test_four_processes_and_their_meshes(tmp_path, text, alone, sizes):
+@pytest.mark.parametrize(
+    "axes", [{}, {"fsdp": 4}, {"data": 2, "tensor": 2}], ids=lambda axes: str(axes or "data")
+)
+def test_four_processes_and_their_meshes(undisturbed, alone, axes):
     """Over data and fsdp each has rows of its own; over tensor two processes share theirs."""
-    out = tmp_path / "run"
-    axes = zip(("data", "fsdp", "tensor"), sizes, strict=True)
-    flags = [word for axis, size in axes for word in (f"--mesh.{axis}", str(size))]
-    runs.finished(runs.command(text, out, *SAVING, *flags), 4, tmp_path / "job")
+    sizes = {"data": 1, "fsdp": 1, "tensor": 1} | axes if axes else {}
+    flags = [word for axis, size in sizes.items() for word in (f"--mesh.{axis}", str(size))]
+    out, _ = undisturbed(4, *flags)
     runs.check_near(runs.metrics(out), runs.metrics(alone), FIGURES)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count, killed", [(2, 1), (4, 2), (2, 0)])
-def test_a_killed_process_ends_the_others_who_go_on_exactly(tmp_path, text, alone, count, killed):
-    whole, out = tmp_path / "whole", tmp_path / "run"
+@pytest.mark.parametrize("count, killed, other", [(2, 1, 4), (4, 2, 2), (2, 0, None)])
+def test_a_killed_process_ends_the_others_who_go_on_exactly(
+    tmp_path, text, undisturbed, alone, count, killed, other
+):
+    """In as many processes; in another number the run is the same but for rounding."""
+    out = tmp_path / "run"
     words = runs.command(text, out, *SAVING)
-    runs.finished(runs.command(text, whole, *SAVING), count, tmp_path / "whole-job")
     job = runs.Job([words] * count, tmp_path / "job", lost=LOST)
     job.wait_for(saved(out, 6))
     job.processes[killed].kill()
@@ -83,9 +99,10 @@ def test_a_killed_process_ends_the_others_who_go_on_exactly(tmp_path, text, alon
     again = tmp_path / "again"
     shutil.copytree(out, again)
     runs.finished(words, count, tmp_path / "job-2")
-    assert runs.exact(out) == runs.exact(whole)
-    runs.finished(runs.command(text, again, *SAVING), 6 - count, tmp_path / "job-3")
-    runs.check_near(runs.metrics(again), runs.metrics(alone), FIGURES)
+    assert runs.exact(out) == runs.exact(undisturbed(count)[0])
+    if other:
+        runs.finished(runs.command(text, again, *SAVING), other, tmp_path / "job-3")
+        runs.check_near(runs.metrics(again), runs.metrics(alone), FIGURES)
 
 
 @pytest.mark.slow

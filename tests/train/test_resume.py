@@ -72,6 +72,7 @@ def check_killed(tmp_path: Path, text: Path, undisturbed: Path, kills: int, comp
     assert during, "no kill hit a save: the test does not test what it should"
 
 
+@pytest.mark.slow
 def test_kill_resumes_bit_for_bit(tmp_path, text, undisturbed):
     check_killed(tmp_path, text, undisturbed, kills=3, compiled=True)
 

@@ -238,7 +238,7 @@ def test_a_fit_is_a_folder_that_predicts(tmp_path, capsys):
     out = tmp_path / "fit"
     assert (
         cli.run(
-            ["scale", "fit", str(path), "--hold-out", "3", "--resamples", "50", "--out", str(out)]
+            ["scale", "fit", str(path), "--hold-out", "3", "--resamples", "20", "--out", str(out)]
         )
         == 0
     )
@@ -308,6 +308,7 @@ def test_a_mistake_is_one_line(tmp_path, capsys, text, flags, says):
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_a_law_that_was_asked_for_and_is_not_determined_is_an_error(tmp_path):
     random = np.random.default_rng(0)
     n, d = 10 ** random.uniform(6, 9, 20), 10 ** random.uniform(8, 11, 20)
