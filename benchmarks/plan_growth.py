@@ -16,11 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from aludel.configs import named
-from aludel.model import make_mesh
-from aludel.train.ahead import lower_step
-from aludel.train.ahead import topology as devices_of
 from aludel.train.planning import (
-    Phase,
     Plan,
     as_json,
     fastest,
@@ -61,15 +57,13 @@ def point(shape: str, rows: int, compiled: bool) -> dict[str, Any]:
     config = fastest(replace(named("gpt3-175b"), batch=rows), topology)
     plan = plan_by_arithmetic("gpt3-175b", config, topology)
     if compiled:
-        mesh = make_mesh(config.mesh, devices_of(topology.name))
-        phase = Phase("step", lower_step(config, mesh))
-        plan = plan_by_compiler("gpt3-175b", config, topology, mesh, [phase])
+        plan = plan_by_compiler("gpt3-175b", config, topology)
     return entry(plan)
 
 
 def entry(plan: Plan) -> dict[str, Any]:
     """What is kept of a plan."""
-    made = as_json(plan, 300e9, None)
+    made = as_json(plan, None)
     (step,) = made["phases"]
     return {
         "chips": made["chips"],

@@ -18,17 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from aludel.configs import named
-from aludel.model import DecoderConfig, MeshConfig, make_mesh
-from aludel.train.ahead import lower_step
-from aludel.train.ahead import topology as devices_of
+from aludel.model import DecoderConfig, MeshConfig
 from aludel.train.config import PretrainConfig
-from aludel.train.planning import (
-    Phase,
-    as_json,
-    parse_topology,
-    plan_by_arithmetic,
-    plan_by_compiler,
-)
+from aludel.train.planning import as_json, parse_topology, plan_by_arithmetic, plan_by_compiler
 from aludel.train.sizes import table
 
 MAXTEXT = "MaxText, docs/reference/models/tiering.md; settings: its benchmarks folder"
@@ -142,12 +134,10 @@ def predicted(name: str, run: Published, compiled: bool) -> dict[str, Any]:
         if not plan.fits and accumulation < ACCUMULATIONS[-1]:
             continue
         if compiled:
-            mesh = make_mesh(config.mesh, devices_of(run.topology))
-            phase = Phase("step", lower_step(config, mesh))
-            plan = plan_by_compiler(name, config, topology, mesh, [phase])
+            plan = plan_by_compiler(name, config, topology)
         if plan.fits:
             break
-    return entry_of(run, as_json(plan, 1e12, None))
+    return entry_of(run, as_json(plan, None))
 
 
 def entry_of(run: Published, made: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,10 +25,11 @@ the TPU's compiler (the package libtpu) and no TPU.
   --stage STAGE          pretrain (the default), sft, reward or ppo: whose config it is
   --model CONFIG         of the other stages: the config of pretraining whose decoder goes on
   --judge CONFIG         of PPO: that of the reward model and the critic (the same decoder)
-  --search               try meshes, remat and accumulation; the fastest that fits wins
+  --search               try meshes, remat and accumulation, those of a preset too; the fastest
+                         that fits wins
   --candidates N         how many of them are compiled (3)
   --arithmetic           compile nothing
-  --tokens N             of the whole run (steps x batch)
+  --tokens N             of the whole run (the config's steps x its batch)
   --price P              of a chip for an hour: the cost is told
   --out DIR              for plan.json and plan.html (runs/plan-CONFIG-TOPOLOGY)
 
@@ -43,7 +45,7 @@ class Asked(NamedTuple):
     model: str | None
     judge: str | None
     search: bool
-    candidates: int
+    candidates: int | None
     arithmetic: bool
     tokens: float | None
     price: float | None
@@ -66,26 +68,26 @@ def plan(args: list[str]) -> int:
     config = parse_flags(find_config(name, asked.stage), flags, f"aludel plan {name}")
     config, judge = with_decoders(config, asked.stage, asked.model, asked.judge)
     config = with_expected_model(config)
-    fixed = ALL if "@" in name else fixed_by(flags)
+    fixed = ALL if "@" in name and not asked.search else fixed_by(flags)
     if not asked.search:
         config = settled(config, topology, fixed)
         check_fits_mesh(config, topology)
     title = name if asked.model is None else f"{name} of {asked.model}"
     made = planned(title, config, topology, judge, asked, fixed)
-    tokens = asked.tokens or float((config.steps or 1) * config.tokens_per_step)
+    whole = made.whole(asked.tokens, asked.price)
     folder = f"plan-{Path(name.partition('@')[0]).stem}-{asked.topology}".replace(":", "-")
     out = Path(asked.out or Path("runs") / folder)
     out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "plan.json", json.dumps(as_json(made, tokens, asked.price), indent=1) + "\n")
-    write_text(out / "plan.html", page(made, tokens, asked.price))
-    print("\n".join([*lines_of(made, tokens, asked.price), *advice(made)]))
+    write_text(out / "plan.json", json.dumps(as_json(made, whole), indent=1) + "\n")
+    write_text(out / "plan.html", page(made, whole))
+    print("\n".join([*lines_of(made, whole), *advice(made)]))
     print(out / "plan.html")
     return 0
 
 
 def planned(name: str, config, topology, judge, asked: Asked, fixed: frozenset[str]):
     """The plan of the command's settings."""
-    from ..train.planning import plan_by_arithmetic, search
+    from ..train.planning import COMPILED, plan_by_arithmetic, plan_by_compiler, search
 
     why = reason_for_arithmetic(topology, asked.arithmetic)
     if asked.stage == "ppo" and (why or asked.search):
@@ -94,21 +96,11 @@ def planned(name: str, config, topology, judge, asked: Asked, fixed: frozenset[s
     def make(one):
         if why:
             return plan_by_arithmetic(name, one, topology, why)
-        return compiled(name, one, topology, judge)
+        return plan_by_compiler(name, one, topology, partial(phases_of, judge=judge))
 
     if not asked.search:
         return make(config)
-    return search(config, topology, make, print, fixed, asked.candidates)[0]
-
-
-def compiled(name: str, config, topology, judge):
-    """A plan by the TPU's compiler."""
-    from ..model import make_mesh
-    from ..train.ahead import topology as devices_of
-    from ..train.planning import plan_by_compiler
-
-    mesh = make_mesh(config.mesh, devices_of(topology.of_slice, topology.slices))
-    return plan_by_compiler(name, config, topology, mesh, phases_of(config, mesh, judge))
+    return search(config, topology, make, print, fixed, asked.candidates or COMPILED)
 
 
 def reason_for_arithmetic(topology, wanted: bool) -> str:
@@ -173,7 +165,7 @@ def own_flags(name: str, args: list[str]) -> tuple[Asked, list[str]]:
         given["model"],
         given["judge"],
         switches["search"],
-        int(count or 3),
+        count and int(count),
         switches["arithmetic"],
         number("tokens", given["tokens"]),
         number("price", given["price"]),

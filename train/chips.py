@@ -28,8 +28,6 @@ class Chip:
     """Bytes/s of one chip to those outside: of TPUs to another slice, of GPUs to another node."""
     cores: int = 1
     """JAX devices of one chip."""
-    megacore: bool = False
-    """Two cores that are one JAX device."""
     unit: int = 128
     """Rows and columns of a matrix unit: what is narrower leaves a part of it idle."""
     node: int = 0
@@ -52,9 +50,9 @@ class Chip:
 CHIPS = {
     "v2": Chip("v2", 46e12, 15 * GIB, 700e9, 0.70e9, 62e9, 2, 16, 3.125e9, cores=2),
     "v3": Chip("v3", 123e12, 31 * GIB, 900e9, 0.94e9, 82e9, 2, 32, 3.125e9, cores=2),
-    "v4": Chip("v4", 275e12, 31 * GIB, 1228e9, 1.05e9, 45e9, 3, 4, 6.25e9, megacore=True),
+    "v4": Chip("v4", 275e12, 31 * GIB, 1228e9, 1.05e9, 45e9, 3, 4, 6.25e9),
     "v5e": Chip("v5e", 197e12, round(15.75 * GIB), 819e9, 1.5e9, 45e9, 2, 16, 3.125e9),
-    "v5p": Chip("v5p", 459e12, 95 * GIB, 2765e9, 1.75e9, 90e9, 3, 4, 6.25e9, megacore=True),
+    "v5p": Chip("v5p", 459e12, 95 * GIB, 2765e9, 1.75e9, 90e9, 3, 4, 6.25e9),
     "v6e": Chip("v6e", 918e12, round(31.25 * GIB), 1638e9, 1.75e9, 90e9, 2, 16, 12.5e9, unit=256),
     # Peak, memory and links: its page in the same documentation; the compiler's limit of memory is
     # not told before a program runs into it, 2 GiB are taken off. Two chiplets, each a device.

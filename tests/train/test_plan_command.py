@@ -36,6 +36,7 @@ def test_the_command_writes_a_plan_and_a_page(tmp_path, capsys):
         ("--topology v5p:8x8x15", "nearest: v5p:8x8x16"),
         ("--topology v5p:8x8x16 --arithmetic --mesh.data 1 --mesh.fsdp 7", "does not fit 1024"),
         ("--topology v5p:8x8x16 --arithmetic --mesh.tensor 3", "does not fit 1024 devices"),
+        ("--topology v5p:8x8x16 --arithmetic --search --mesh.data 1 --mesh.fsdp 8", "not fit 1024"),
         ("--topology v6e:8x8 --arithmetic --mesh.tensor 64", "does not divide model.heads"),
         (
             "--topology v6e:16x16 --arithmetic --mesh.data 256 --batch 1000",
@@ -76,11 +77,22 @@ def test_a_preset_is_planned_as_it_is(tmp_path):
     assert written["mesh"]["fsdp"] == 128 and written["mesh"]["tensor"] == 8
 
 
+def test_a_search_tries_other_settings_than_the_presets(tmp_path):
+    words = ["gpt3-175b@v5p:8x8x16", "--arithmetic", "--out"]
+    seconds = []
+    for name, flags in (("preset", []), ("searched", ["--search"])):
+        assert _plan(*words, str(tmp_path / name), *flags) == 0
+        written = json.loads((tmp_path / name / "plan.json").read_text())
+        seconds.append(written["predicted_step_seconds"])
+    assert seconds[1] < seconds[0]
+
+
 def test_tuning_is_planned_with_the_decoder_that_goes_on(tmp_path):
     flags = "--stage sft --model llama2-7b --topology h100:64 --out".split()
     assert _plan("instruct", *flags, str(tmp_path)) == 0
     written = json.loads((tmp_path / "plan.json").read_text())
     assert written["parameters"] == 6_738_415_616 and written["batch"] == 32
+    assert written["days"] is None  # of an epoch of data that is not known
 
 
 def test_without_the_compiler_the_arithmetic_is_printed_and_how_to_get_it(

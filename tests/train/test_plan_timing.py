@@ -9,7 +9,12 @@ import pytest
 from aludel.errors import UserError
 from aludel.train.chips import CHIPS
 from aludel.train.planning.compiling import Phase, arguments_by_kind, compile_phase, overflow
-from aludel.train.planning.kernels import ATTENTION_SHARE, EXPERTS_SHARE, Kernels, attention_share
+from aludel.train.planning.kernels import (
+    ATTENTION_SHARE,
+    EXPERTS_SHARE,
+    KernelCosts,
+    attention_share,
+)
 from aludel.train.planning.options import as_flags, options_for
 from aludel.train.planning.purposes import purpose_of
 from aludel.train.planning.timing import Clock, at_once
@@ -110,7 +115,7 @@ branch_computations={%skip, %update}
 @pytest.fixture
 def clock():
     program = read_program(PROGRAM)
-    made = Clock(program, _Mesh(), V5P, Kernels())
+    made = Clock(program, _Mesh(), V5P, KernelCosts())
     queries = "bf16[2,4,1024,128]{3,2,1,0}"
     program.shapes["body"] = {"x": queries}
     # The kernel's one operand stands for its queries, keys and values.
@@ -139,7 +144,7 @@ def test_the_gradient_to_experts_is_counted_by_its_flops():
     """As `kernels/ragged.py` makes it: 2 of 8 experts here, to which a quarter of the rows go."""
     shapes = ["s32[]", "s32[9]{0}", "bf16[4096,64]{1,0}", "bf16[4096,256]{1,0}"]
     one = Instruction("tgmm.3", "bf16[2,64,256]{2,1,0}", "custom-call", (), "", "")
-    seconds = Kernels(experts=8).seconds(one, shapes, V5P)
+    seconds = KernelCosts(experts=8).seconds(one, shapes, V5P)
     assert seconds == pytest.approx(2 * 4096 * 64 * 256 / 4 / (V5P.peak * EXPERTS_SHARE))
 
 

@@ -7,9 +7,9 @@ import pytest
 
 from aludel.configs import named
 from aludel.errors import UserError
-from aludel.model import DecoderConfig, Execution, MeshConfig
+from aludel.model import Execution, MeshConfig
 from aludel.train import planning
-from aludel.train.config import PretrainConfig
+from aludel.train.config import PretrainConfig, SftConfig
 from aludel.train.planning.arithmetic import Division, estimate
 from aludel.train.planning.candidates import SPARING, candidates, divided, fastest, ranked
 
@@ -68,7 +68,7 @@ def test_a_plan_counts_flops_by_the_named_conventions():
     flops = config.model.flops_per_token(2048, "causal") * 1536 * 2048
     assert plan.mfu("causal") == pytest.approx(flops / plan.seconds / (1024 * 459e12))
     assert plan.mfu("6N") < plan.mfu("causal") < plan.mfu("attention")
-    written = planning.as_json(plan, 300e9, 2.0)
+    written = planning.as_json(plan, plan.whole(300e9, 2.0))
     seconds = 300e9 / written["tokens_per_second"]
     assert written["days"] == pytest.approx(seconds / 86400)
     assert written["cost"] == pytest.approx(seconds / 3600 * 1024 * 2.0)
@@ -98,14 +98,51 @@ def test_search_compiles_the_best_and_takes_the_fastest_that_fits():
     def plan(one):
         asked.append(one)
         made = planning.plan_by_arithmetic("llama3-70b", one, topology)
-        part = made.parts[0]
+        (step,) = made.phases
         seconds = {"matrix products": 10.0 - len(asked)}  # the last is the fastest
         peak = topology.memory * (2 if len(asked) == 3 else 0.5)  # but does not fit
-        return replace(made, parts=(replace(part, computing=seconds, exposed={}, peak=peak),))
+        step = replace(step, computing=seconds, exchanges=(), peak=peak)
+        return replace(made, phases=(step,))
 
-    best, *rest = planning.search(config, topology, plan, said.append, count=3)
+    best = planning.search(config, topology, plan, said.append, count=3)
     assert len(asked) == len(said) == 3 and "does not fit" in said[2]
-    assert best.seconds == 8.0 and [one.seconds for one in rest] == [9.0]
+    assert best.seconds == 8.0
+
+
+def test_search_says_what_of_the_fixed_settings_keeps_it_from_fitting():
+    topology = planning.parse_topology("v6e:16x16")
+    config = replace(named("llama3-70b"), execution=Execution(remat="none"))
+    with pytest.raises(UserError, match="with this accumulation and remat nothing fits.*fits with"):
+        planning.search(config, topology, None, print, frozenset({"remat", "accumulation"}))
+
+
+def test_what_does_not_fit_has_no_time_and_what_follows_from_data_no_days():
+    topology = planning.parse_topology("v5p:8x8x16")
+    plan = planning.plan_by_arithmetic("gpt3-175b", _large(), topology)
+    assert plan.whole() == plan.whole(plan.config.steps * plan.tokens)
+    tuning = SftConfig(model=named("llama2-7b").model, batch=1024, context=2048)
+    tuned = planning.plan_by_arithmetic("instruct", tuning, topology)
+    assert tuned.whole() is None and tuned.whole(1e9).tokens == 1e9
+    assert any("give --tokens" in line for line in planning.lines_of(tuned, None))
+    (step,) = plan.phases
+    refused = replace(plan, phases=(replace(step, computing=None, exchanges=(), peak=1e12),))
+    assert refused.seconds is refused.mfu() is refused.whole(1e9) is None
+    written = planning.as_json(refused, None)
+    assert written["fits"] is False and written["predicted_step_seconds"] is None
+    said = "\n".join(planning.lines_of(refused, None))
+    assert "no time is known" in said and "seconds of" not in said
+    assert "does not fit" in planning.page(refused, None)
+
+
+def test_phases_of_a_step_are_named_with_how_often_they_run():
+    topology = planning.parse_topology("v5p:8x8x16")
+    plan = planning.plan_by_arithmetic("gpt3-175b", _large(), topology)
+    (step,) = plan.phases
+    twice = replace(plan, phases=(step, replace(step, name="update", times=7.0)))
+    assert twice.seconds == pytest.approx(8 * plan.seconds)
+    said = planning.lines_of(twice, None)
+    assert "update (7 in a step): seconds of one run" in said
+    assert "Update (7 in a step): one run" in planning.page(twice, None)
 
 
 def test_decoders_of_experts_are_divided():
@@ -114,5 +151,5 @@ def test_decoders_of_experts_are_divided():
     by_expert = estimate(config, topology, Division(1, 32, 8, 1, 1))
     alone = estimate(config, topology, Division(1, 256, 1, 1, 1))
     assert by_expert.memory["parameters"] > 0.9 * alone.memory["parameters"]
-    assert "expert" in by_expert.exposed and "expert" not in alone.exposed
-    assert isinstance(config.model, DecoderConfig)
+    axes = [{one.collective.axes for one in guess.exchanges} for guess in (by_expert, alone)]
+    assert ("expert",) in axes[0] and ("expert",) not in axes[1]

@@ -10,7 +10,7 @@ from aludel.errors import UserError
 from aludel.train import planning
 from aludel.train.chips import CHIPS
 from aludel.train.collectives import Collective
-from aludel.train.planning.arithmetic import Division, estimate, placed
+from aludel.train.planning.arithmetic import Division, axes_of_torus, estimate
 from aludel.train.planning.candidates import candidates
 from aludel.train.planning.links import HOP, REACHED, Reach, closes, seconds_of
 
@@ -86,7 +86,7 @@ def test_an_axis_closes_where_the_slice_has_the_links(chip, sizes, axis, ring):
 
 def _seconds(kind: str, size: float, *axes: tuple[int, bool], **about) -> float:
     devices = math.prod(n for n, _ in axes)
-    reach = Reach(tuple(axes), about.pop("slices", 1), 1)
+    reach = Reach(tuple(axes), about.pop("slices", 1))
     one = Collective(kind, ("fsdp",), devices * reach.slices, int(size), 1)
     return seconds_of(one, reach, V5P, **about)
 
@@ -113,10 +113,10 @@ def test_what_goes_between_slices_goes_through_the_network():
 
 def test_axes_of_a_mesh_lie_along_whole_axes_of_the_torus():
     topology = planning.parse_topology("v5p:8x8x16")
-    found = placed(topology, Division(data=1, fsdp=128, expert=1, context=1, tensor=8))
+    found = axes_of_torus(topology, Division(data=1, fsdp=128, expert=1, context=1, tensor=8))
     assert found["tensor"].axes == ((8, True),)
     assert sorted(found["fsdp"].axes) == [(8, True), (16, True)]
-    halves = placed(topology, Division(data=1, fsdp=512, expert=1, context=1, tensor=2))
+    halves = axes_of_torus(topology, Division(data=1, fsdp=512, expert=1, context=1, tensor=2))
     assert halves["tensor"].axes == ((2, False),)
     assert math.prod(n for n, _ in halves["fsdp"].axes) == 512
 
@@ -127,10 +127,11 @@ def test_only_data_goes_between_slices():
     config = replace(named("llama2-7b"), batch=1024)
     meshes = {one.mesh for one in candidates(config, topology)}
     assert meshes and all(mesh.data % 2 == 0 for mesh in meshes)
-    found = placed(topology, Division(data=2, fsdp=64, expert=1, context=1, tensor=1))
-    assert found["data"] == Reach((), 2, 1) and found["fsdp"].slices == 1
+    found = axes_of_torus(topology, Division(data=2, fsdp=64, expert=1, context=1, tensor=1))
+    assert found["data"] == Reach((), 2) and found["fsdp"].slices == 1
     one, two = (
         estimate(config, planning.parse_topology(name), Division(data, 64, 1, 1, 1))
         for name, data in (("v5p:4x4x4", 1), ("2xv5p:4x4x4", 2))
     )
-    assert "data" in two.exposed and "data" not in one.exposed
+    axes = [{each.collective.axes for each in guess.exchanges} for guess in (one, two)]
+    assert ("data",) not in axes[0] and ("data",) in axes[1]

@@ -8,15 +8,16 @@
 """
 
 from .advice import advice, flags_of
-from .candidates import fastest
+from .candidates import check_fits_mesh, fastest
 from .compiling import Phase
 from .page import page
-from .plan import Plan, as_json, check_fits_mesh, plan_by_arithmetic, plan_by_compiler
-from .search import search
+from .plan import Plan, as_json, plan_by_arithmetic, plan_by_compiler
+from .search import COMPILED, search
 from .tables import lines_of
 from .topologies import Topology, parse_topology
 
 __all__ = [
+    "COMPILED",
     "Phase",
     "Plan",
     "Topology",

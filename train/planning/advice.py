@@ -1,5 +1,6 @@
 """A plan that does not fit: what is too large, and which change makes it fit."""
 
+from ...model import DecoderConfig
 from ..config import StageConfig
 from ..sizes import size
 from .arithmetic import ROOM
@@ -14,17 +15,24 @@ def advice(plan: Plan) -> list[str]:
     """Lines for a person; none where it fits."""
     if plan.fits:
         return []
-    part = max(plan.parts, key=lambda one: one.peak)
-    largest = max(part.memory, key=lambda kind: part.memory[kind])
+    phase = max(plan.phases, key=lambda one: one.peak)
+    largest = max(phase.memory, key=lambda kind: phase.memory[kind])
     room = plan.topology.memory
     lines = [
         f"does not fit: {size(plan.peak)} of {size(room)} on each device; the most is "
-        f"{largest}, {size(part.memory[largest])}"
+        f"{largest}, {size(phase.memory[largest])}"
     ]
-    change = nearest_fitting(plan.config, plan.topology)
+    if not isinstance(plan.config.networks, DecoderConfig):
+        return lines  # the arithmetic knows of one network
+    return [*lines, *remedy(plan.config, plan.topology)]
+
+
+def remedy(config: StageConfig, topology: Topology) -> list[str]:
+    """What makes it fit: the nearest settings that do, else more chips."""
+    change = nearest_fitting(config, topology)
     if change is not None:
-        return [*lines, f"by the arithmetic it fits with {flags_of(change, plan.config)}"]
-    return [*lines, *needed(plan.config, plan.topology)]
+        return [f"by the arithmetic it fits with {flags_of(change, config)}"]
+    return needed(config, topology)
 
 
 def nearest_fitting(config: StageConfig, topology: Topology) -> StageConfig | None:

@@ -52,16 +52,8 @@ class Estimate(NamedTuple):
     @property
     def seconds(self) -> float:
         """Of a step."""
-        return sum(self.computing.values()) + sum(self.exposed.values())
-
-    @property
-    def exposed(self) -> dict[str, float]:
-        """Seconds of exchanges in which nothing else is done, by axis of the mesh."""
-        out: dict[str, float] = {}
-        for one in self.exchanges:
-            (axis,) = one.collective.axes
-            out[axis] = out.get(axis, 0.0) + one.collective.times * one.exposed
-        return out
+        exposed = sum(one.collective.times * one.exposed for one in self.exchanges)
+        return sum(self.computing.values()) + exposed
 
 
 @dataclass(frozen=True)
@@ -84,6 +76,10 @@ class Division:
         """Parts of the parameters that every axis but `data` and `expert` divides."""
         return self.fsdp * self.context * self.tensor
 
+    def __str__(self) -> str:
+        axes = " x ".join(f"{axis} {n}" for axis, n in vars(self).items() if n != 1)
+        return axes or "one device"
+
 
 def estimate(config: StageConfig, topology: Topology, mesh: Division) -> Estimate:
     """Of a training step of one decoder.
@@ -92,7 +88,7 @@ def estimate(config: StageConfig, topology: Topology, mesh: Division) -> Estimat
     """
     tokens = config.tokens_per_step / config.accumulation / (mesh.rows * mesh.context)
     return Estimate(
-        memory_of(config, mesh, tokens),
+        memory_by_kind(config, mesh, tokens),
         computing(config, topology, mesh, tokens * config.accumulation),
         tuple(exchanging(config, topology, mesh)),
     )
@@ -106,7 +102,7 @@ def parts_of_model(model: DecoderConfig, mesh: Division) -> tuple[float, float]:
     return block, outside / mesh.state
 
 
-def memory_of(config: StageConfig, mesh: Division, tokens: float) -> dict[str, float]:
+def memory_by_kind(config: StageConfig, mesh: Division, tokens: float) -> dict[str, float]:
     """Bytes on a device, by kind. tokens: of a microbatch, on it."""
     model = config.model
     block, outside = parts_of_model(model, mesh)
@@ -166,7 +162,7 @@ def computing(
 
 def exchanging(config: StageConfig, topology: Topology, mesh: Division) -> list[Exchange]:
     """What must be exchanged in a step, with its time."""
-    places = placed(topology, mesh)
+    places = axes_of_torus(topology, mesh)
     out = []
     for one in least_exchanges(config, vars(mesh)):
         (axis,) = one.axes
@@ -179,7 +175,7 @@ def exchanging(config: StageConfig, topology: Topology, mesh: Division) -> list[
     return out
 
 
-def placed(topology: Topology, mesh: Division) -> dict[str, Reach]:
+def axes_of_torus(topology: Topology, mesh: Division) -> dict[str, Reach]:
     """The axes of the torus that each axis of the mesh lies along: the ones nearest to each other
     to those that exchange most often, whole axes where they divide."""
     order = ("tensor", "context", "expert", "fsdp", "data")
@@ -187,7 +183,7 @@ def placed(topology: Topology, mesh: Division) -> dict[str, Reach]:
         inner, out = 1, {}
         for axis in order:
             inner *= getattr(mesh, axis)
-            out[axis] = Reach(((inner, True),), 1, 1)
+            out[axis] = Reach(((inner, True),), 1)
         return out
     left = {i: n for i, n in enumerate(topology.sizes) if n > 1}
     out, cores = {}, topology.chip.cores
@@ -204,7 +200,7 @@ def placed(topology: Topology, mesh: Division) -> dict[str, Reach]:
                 left[place] //= n
                 wanted //= n
         left = {i: n for i, n in left.items() if n > 1}
-        out[axis] = Reach(tuple(taken), slices, 1)
+        out[axis] = Reach(tuple(taken), slices)
     return out
 
 

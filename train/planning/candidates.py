@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from ...model import MeshConfig
-from ...model.sharding import sizes_of
+from jax.sharding import AbstractMesh
+
+from ...model import MeshConfig, check_length, check_mesh
+from ...model.sharding import check_devices, check_slices, sizes_of
 from ..config import StageConfig
 from .arithmetic import ROOM, Division, Estimate, estimate
 from .topologies import Topology
@@ -23,7 +25,10 @@ def candidates(
     config: StageConfig, topology: Topology, fixed: frozenset[str] = frozenset()
 ) -> Iterator[StageConfig]:
     """Every way to run `config` that fits the devices by number; what is `fixed` ("mesh",
-    "remat", "accumulation") stays as it is."""
+    "remat", "accumulation") stays as it is. Raises `UserError` for a fixed mesh that does not fit
+    them."""
+    if "mesh" in fixed:
+        check_mesh_fits_devices(config.mesh, topology)
     for mesh in [config.mesh] if "mesh" in fixed else meshes(config, topology):
         for accumulation in [config.accumulation] if "accumulation" in fixed else ACCUMULATIONS:
             for remat in [config.execution.remat] if "remat" in fixed else REMATS:
@@ -60,6 +65,22 @@ def meshes(config: StageConfig, topology: Topology) -> Iterator[MeshConfig]:
                     data *= 2
 
 
+def check_mesh_fits_devices(mesh: MeshConfig, topology: Topology) -> dict[str, int]:
+    """The sizes of the mesh's axes; `UserError` where it does not fit the topology's devices."""
+    sizes = sizes_of(mesh, topology.devices)
+    check_devices(sizes, topology.devices)
+    check_slices(sizes, [topology.devices // topology.slices] * topology.slices)
+    return sizes
+
+
+def check_fits_mesh(config: StageConfig, topology: Topology) -> None:
+    """`UserError` where the mesh does not fit the topology's devices, or the batch the mesh."""
+    sizes = check_mesh_fits_devices(config.mesh, topology)
+    mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
+    check_mesh(config.model.heads, config.batch // config.accumulation, mesh, config.model.experts)
+    check_length(config.row_length, mesh)
+
+
 def divided(config: StageConfig, topology: Topology) -> Division:
     """The mesh of the settings in numbers, an axis of -1 filled in."""
     return Division(**sizes_of(config.mesh, topology.devices))
@@ -71,14 +92,11 @@ def estimated(config: StageConfig, topology: Topology) -> Estimate:
 
 
 def ranked(
-    config: StageConfig,
-    topology: Topology,
-    fixed: frozenset[str] = frozenset(),
-    room: float = ROOM,
+    config: StageConfig, topology: Topology, fixed: frozenset[str] = frozenset()
 ) -> list[tuple[Estimate, StageConfig]]:
-    """The candidates that by arithmetic fit into this share of the memory, the fastest first."""
+    """The candidates that by arithmetic fit, the fastest first."""
     found = [(estimated(one, topology), one) for one in candidates(config, topology, fixed)]
-    fitting = [(guess, one) for guess, one in found if guess.bytes <= topology.memory * room]
+    fitting = [(guess, one) for guess, one in found if guess.bytes <= topology.memory * ROOM]
     return sorted(fitting, key=lambda pair: pair[0].seconds)
 
 
@@ -87,8 +105,9 @@ def fastest(
 ) -> StageConfig | None:
     """What is taken by arithmetic alone: the fastest with memory to spare, else the fastest that
     fits; None where nothing does."""
-    found = ranked(config, topology, fixed, SPARING) or ranked(config, topology, fixed)
-    return found[0][1] if found else None
+    found = ranked(config, topology, fixed)
+    sparing = [pair for pair in found if pair[0].bytes <= topology.memory * SPARING]
+    return (sparing or found)[0][1] if found else None
 
 
 def smallest(config: StageConfig, topology: Topology) -> tuple[float, StageConfig] | None:

@@ -20,7 +20,7 @@ ATTENTION_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
 
 
 @dataclass(frozen=True)
-class Kernels:
+class KernelCosts:
     """What a program's kernels skip, which its text does not say."""
 
     window: int | None = None

@@ -25,7 +25,6 @@ class Reach(NamedTuple):
 
     axes: tuple[tuple[int, bool], ...]  # of each axis that it goes along: chips, whether closed
     slices: int
-    cores: int  # devices of one chip in it
 
 
 class Torus:
@@ -35,7 +34,6 @@ class Torus:
         devices = list(mesh.devices.flat)
         self.chip = chip
         self.places = np.array([device.coords for device in devices])
-        self.cores = np.array([device.core_on_chip for device in devices])
         self.slices = np.array([getattr(d, "slice_index", None) or 0 for d in devices])
         self.sizes = tuple(int(n) + 1 for n in self.places.max(axis=0))
 
@@ -53,8 +51,7 @@ class Torus:
             for axis, n in enumerate(extents)
             if n > 1
         )
-        cores = len(set(self.cores[list(group)]))
-        return Reach(axes, len(set(slices)), cores)
+        return Reach(axes, len(set(slices)))
 
 
 def closes(sizes: Sequence[int], axis: int, chip: Chip) -> bool:

@@ -8,8 +8,8 @@ from ..progress import duration
 from ..report import STYLE
 from ..sizes import engineering, size
 from .options import as_flags
-from .plan import Part, Plan
-from .tables import exchange_rows, head_rows
+from .plan import PhasePlan, Plan, Whole
+from .tables import exchange_rows, head_rows, titles
 
 PAGE = Template(
     """<!doctype html>
@@ -35,7 +35,7 @@ th { text-align: left; font-weight: 600; } td { font-variant-numeric: tabular-nu
 <div class="cards">$cards</div>
 <h2>Settings</h2>
 $settings
-$parts
+$phases
 <h2>How it was found</h2>
 <p>$how</p>
 </html>
@@ -55,8 +55,8 @@ COMPILED = (
 ARITHMETIC = "By arithmetic alone, the rougher estimate: nothing was compiled. "
 
 
-def page(plan: Plan, tokens: float, price: float | None) -> str:
-    """The page's text."""
+def page(plan: Plan, whole: Whole | None) -> str:
+    """The page's text. whole: the run, None where it is not known."""
     how = COMPILED if plan.compiled else ARITHMETIC + plan.note
     flags = as_flags(plan.options)
     how = escape(how) + (f"<pre>LIBTPU_INIT_ARGS={escape(flags)}</pre>" if flags else "")
@@ -66,51 +66,55 @@ def page(plan: Plan, tokens: float, price: float | None) -> str:
         subtitle=escape(f"aludel plan · {plan.topology.chips:,} chips"),
         cards="".join(
             f'<div class="card"><b>{escape(value)}</b><span>{escape(what)}</span></div>'
-            for value, what in cards(plan, tokens, price)
+            for value, what in cards(plan, whole)
         ),
         settings=_table(head_rows(plan)),
-        parts="".join(_part(plan, part) for part in plan.parts),
+        phases="".join(_phase(plan, phase) for phase in plan.phases),
         how=how,
     )
 
 
-def cards(plan: Plan, tokens: float, price: float | None) -> list[tuple[str, str]]:
+def cards(plan: Plan, whole: Whole | None) -> list[tuple[str, str]]:
     """The headline figures: value, what it is."""
-    seconds = tokens / plan.tokens_per_second
-    hours = seconds / 3600 * plan.topology.chips
     fits = "fits" if plan.fits else "does not fit"
-    out = [
-        (f"{plan.peak / plan.topology.memory:.0%}", f"of each device's memory: {fits}"),
-        (f"{plan.seconds:.3g} s", "a step"),
-        (f"{plan.tokens_per_second:,.0f}", "tokens/s"),
-        (duration(seconds), f"for {engineering(tokens)} tokens, {hours:,.0f} chip-hours"),
-    ]
+    out = [(f"{plan.peak / plan.topology.memory:.0%}", f"of each device's memory: {fits}")]
+    if plan.seconds is None:
+        return out
+    out.append((f"{plan.seconds:.3g} s", "a step"))
     if plan.mfu() is not None:
-        out.insert(2, (f"{plan.mfu():.1%}", "of the peak FLOP/s, attention's whole square counted"))
-    if price is not None:
-        out.append((f"{hours * price:,.0f}", f"cost at {price:g} for a chip-hour"))
+        out.append((f"{plan.mfu():.1%}", "of the peak FLOP/s, attention's whole square counted"))
+    out.append((f"{plan.tokens_per_second:,.0f}", "tokens/s"))
+    if whole is not None:
+        about = f"for {engineering(whole.tokens)} tokens, {whole.chip_hours:,.0f} chip-hours"
+        out.append((duration(whole.seconds), about))
+        if whole.cost is not None:
+            out.append((f"{whole.cost:,.0f}", f"cost at {whole.price:g} for a chip-hour"))
     return out
 
 
-def _part(plan: Plan, part: Part) -> str:
-    title = f"{part.name}: " if len(plan.parts) > 1 else ""
+def _phase(plan: Plan, phase: PhasePlan) -> str:
+    title, run = titles(plan, phase)
     room = plan.topology.memory
-    memory = [(kind, float(count), size(count)) for kind, count in part.memory.items()]
-    free = max(room - part.peak, 0.0)
-    spent = [(what, s, f"{s:.3f} s") for what, s in part.computing.items()]
-    spent += [(f"exchanges over {axis}", s, f"{s:.3f} s") for axis, s in part.exposed.items()]
-    spent = sorted((one for one in spent if one[1] > 0), key=lambda one: -one[1])
-    limit = None if part.peak <= room else room / part.peak
+    memory = [(kind, float(count), size(count)) for kind, count in phase.memory.items()]
+    free = max(room - phase.peak, 0.0)
+    limit = None if phase.peak <= room else room / phase.peak
     out = [
-        f"<h2>{escape(title)}memory of each device, {size(part.peak)} of {size(room)}</h2>",
+        _heading(f"{title}memory of each device, {size(phase.peak)} of {size(room)}"),
         _bar(memory, free, limit),
-        f"<h2>{escape(title)}a step's {part.seconds:.3f} s</h2>",
-        _bar(spent, 0.0, None),
     ]
-    if part.exchanges:
-        rows = exchange_rows(part)
-        out += [f"<h2>{escape(title)}exchanges</h2>", _table(rows[1:], rows[0])]
+    if phase.computing is not None:
+        spent = [(what, s, f"{s:.3f} s") for what, s in phase.computing.items()]
+        spent += [(f"exchanges over {axis}", s, f"{s:.3f} s") for axis, s in phase.exposed.items()]
+        spent = sorted((one for one in spent if one[1] > 0), key=lambda one: -one[1])
+        out += [_heading(f"{title}{run}, {phase.seconds:.3f} s"), _bar(spent, 0.0, None)]
+    if phase.exchanges:
+        rows = exchange_rows(phase)
+        out += [_heading(f"{title}exchanges"), _table(rows[1:], rows[0])]
     return "\n".join(out)
+
+
+def _heading(text: str) -> str:
+    return f"<h2>{escape(text[0].upper() + text[1:])}</h2>"
 
 
 def _bar(shares: Sequence[tuple[str, float, str]], free: float, limit: float | None) -> str:

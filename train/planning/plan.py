@@ -1,43 +1,74 @@
 """A plan: what a run needs of a pod and how fast it goes, before anybody rents one."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import Mesh
 
-from ...model import DecoderConfig, check_length, check_mesh
-from ...model.sharding import check_devices, check_slices, sizes_of
+from ...model import DecoderConfig, make_mesh
+from ..ahead import lower_step
+from ..ahead import topology as devices_of
 from ..collectives import Collective
 from ..config import StageConfig
-from .arithmetic import Estimate
-from .candidates import estimated
+from .candidates import divided, estimated
 from .compiling import Phase, compile_phase
-from .kernels import Kernels
+from .kernels import KernelCosts
 from .options import options_for
-from .timing import Clock, Exchange, Time
+from .timing import Clock, Exchange
 from .topologies import Topology
 
 
 @dataclass(frozen=True)
-class Part:
+class PhasePlan:
     """What one program of a step comes to. Bytes are of one device, seconds of one run."""
 
     name: str
     times: float
+    """In a step."""
     memory: dict[str, float]
     peak: float
-    computing: dict[str, float]
-    exposed: dict[str, float]
-    """Exchanges in which nothing else is done, by axis of the mesh."""
-    exchanged: float
-    """All exchanges, hidden or not."""
+    computing: dict[str, float] | None
+    """Seconds by purpose; None of what the compiler refuses for want of memory: no program, no
+    time."""
     exchanges: tuple[Exchange, ...] = ()
 
     @property
-    def seconds(self) -> float:
-        """Of one run."""
+    def exposed(self) -> dict[str, float]:
+        """Seconds of exchanges in which nothing else is done, by axis of the mesh."""
+        out: dict[str, float] = {}
+        for one in self.exchanges:
+            axis = axis_name(one.collective)
+            out[axis] = out.get(axis, 0.0) + one.collective.times * one.exposed
+        return out
+
+    @property
+    def exchanged(self) -> float:
+        """Seconds of all exchanges, hidden or not."""
+        return sum(one.collective.times * one.seconds for one in self.exchanges)
+
+    @property
+    def seconds(self) -> float | None:
+        """Of one run; None where no time is known."""
+        if self.computing is None:
+            return None
         return sum(self.computing.values()) + sum(self.exposed.values())
+
+
+class Whole(NamedTuple):
+    """A whole run of a plan."""
+
+    tokens: float
+    seconds: float
+    chip_hours: float
+    price: float | None
+    """Of a chip for an hour; None: not given."""
+
+    @property
+    def cost(self) -> float | None:
+        """In the price's currency."""
+        return None if self.price is None else self.chip_hours * self.price
 
 
 @dataclass(frozen=True)
@@ -47,7 +78,7 @@ class Plan:
     name: str
     config: StageConfig
     topology: Topology
-    parts: tuple[Part, ...]
+    phases: tuple[PhasePlan, ...]
     compiled: bool
     """By the compiler; else by arithmetic alone."""
     note: str = ""
@@ -59,7 +90,7 @@ class Plan:
     @property
     def peak(self) -> float:
         """Bytes that a device needs."""
-        return max(part.peak for part in self.parts)
+        return max(phase.peak for phase in self.phases)
 
     @property
     def fits(self) -> bool:
@@ -67,9 +98,11 @@ class Plan:
         return self.peak <= self.topology.memory
 
     @property
-    def seconds(self) -> float:
-        """Of a step."""
-        return sum(part.times * part.seconds for part in self.parts)
+    def seconds(self) -> float | None:
+        """Of a step; None where a phase's time is not known."""
+        if any(phase.computing is None for phase in self.phases):
+            return None
+        return sum(phase.times * phase.seconds for phase in self.phases)
 
     @property
     def tokens(self) -> int:
@@ -77,77 +110,70 @@ class Plan:
         return self.config.tokens_per_step
 
     @property
-    def tokens_per_second(self) -> float:
+    def tokens_per_second(self) -> float | None:
         """Of the whole pod."""
-        return self.tokens / self.seconds
+        return self.seconds and self.tokens / self.seconds
 
     def mfu(self, convention: str = "attention") -> float | None:
         """The share of the peak that the model's own FLOPs are, attention counted by a convention
         of `DecoderConfig.flops_per_token`; None of a stage of several networks."""
-        if not isinstance(self.config.networks, DecoderConfig):
+        if not isinstance(self.config.networks, DecoderConfig) or self.seconds is None:
             return None
         model, length = self.config.model, self.config.row_length
         flops = model.flops_per_token(length, convention) * self.tokens
         return flops / self.seconds / self.topology.peak
 
+    def whole(self, tokens: float | None = None, price: float | None = None) -> Whole | None:
+        """The run of so many tokens, the config's steps by default; None where those follow from
+        the data, or no time is known."""
+        tokens = tokens or float(self.config.steps * self.tokens)
+        if self.seconds is None or not tokens:
+            return None
+        seconds = tokens / self.tokens_per_second
+        return Whole(tokens, seconds, seconds / 3600 * self.topology.chips, price)
+
 
 def plan_by_arithmetic(name: str, config: StageConfig, topology: Topology, note: str = "") -> Plan:
     """A plan that asks no compiler."""
     guess = estimated(config, topology)
-    part = guessed("step", 1.0, guess.memory, guess.bytes, guess)
-    return Plan(name, config, topology, (part,), False, note)
+    exchanges = tuple(added_up(list(guess.exchanges)))
+    phase = PhasePlan("step", 1.0, guess.memory, guess.bytes, guess.computing, exchanges)
+    return Plan(name, config, topology, (phase,), False, note)
+
+
+def the_step(config: StageConfig, mesh: Mesh) -> list[Phase]:
+    """The one program of a stage that trains one decoder on text, lowered for the mesh."""
+    return [Phase("step", lower_step(config, mesh))]
 
 
 def plan_by_compiler(
-    name: str, config: StageConfig, topology: Topology, mesh: Mesh, phases: list[Phase]
+    name: str,
+    config: StageConfig,
+    topology: Topology,
+    programs: Callable[[StageConfig, Mesh], list[Phase]] = the_step,
 ) -> Plan:
-    """A plan by the TPU's compiler. phases: the stage's programs, lowered for the mesh."""
+    """A plan by the TPU's compiler. programs: lowers those of a step of the stage."""
+    mesh = make_mesh(config.mesh, devices_of(topology.of_slice, topology.slices))
+    phases = programs(config, mesh)
     options = options_for(topology.chip)
-    kernels = Kernels(config.model.window, config.model.experts)
-    parts, begin = [], time.perf_counter()
+    kernels = KernelCosts(config.model.window, config.model.experts)
+    plans, begin = [], time.perf_counter()
     for phase in phases:
-        made = compile_phase(phase, options)
-        if made.program is None:  # no program, no cycles
-            guess = estimated(config, topology)
-            parts.append(guessed(phase.name, phase.times, made.memory, made.peak, guess))
-        else:
-            spent = Clock(made.program, mesh, topology.chip, kernels, longest_loop(config)).time()
-            parts.append(part_of(phase, made.memory, made.peak, spent))
+        made, computing, exchanges = compile_phase(phase, options), None, ()
+        if made.program is not None:
+            clock = Clock(made.program, mesh, topology.chip, kernels, longest_loop(config))
+            spent = clock.time()
+            computing, exchanges = spent.computing, tuple(added_up(spent.exchanges))
+        plans.append(
+            PhasePlan(phase.name, phase.times, made.memory, made.peak, computing, exchanges)
+        )
     seconds = time.perf_counter() - begin
-    return Plan(name, config, topology, tuple(parts), True, "", seconds, options)
+    return Plan(name, config, topology, tuple(plans), True, "", seconds, options)
 
 
 def longest_loop(config: StageConfig) -> int | None:
     """How often the loop that samples an answer runs at most; None of a stage that samples none."""
     return getattr(config, "new_tokens", None)
-
-
-def guessed(
-    name: str, times: float, memory: dict[str, float], peak: float, guess: Estimate
-) -> Part:
-    """A phase whose time is the arithmetic's."""
-    exposed = guess.exposed
-    exchanges = tuple(added_up(list(guess.exchanges)))
-    exchanged = sum(one.collective.times * one.seconds for one in exchanges)
-    return Part(name, times, memory, peak, guess.computing, exposed, exchanged, exchanges)
-
-
-def part_of(phase: Phase, memory: dict[str, float], peak: float, spent: Time) -> Part:
-    """A phase that was compiled."""
-    exposed: dict[str, float] = {}
-    for one in spent.exchanges:
-        axis = axis_name(one.collective)
-        exposed[axis] = exposed.get(axis, 0.0) + one.collective.times * one.exposed
-    return Part(
-        phase.name,
-        phase.times,
-        memory,
-        peak,
-        spent.computing,
-        exposed,
-        spent.exchanged,
-        tuple(added_up(spent.exchanges)),
-    )
 
 
 def axis_name(one: Collective) -> str:
@@ -174,28 +200,10 @@ def added_up(exchanges: list[Exchange]) -> list[Exchange]:
     return sorted(out, key=lambda one: -one.collective.times * one.seconds)
 
 
-def named_mesh(config: StageConfig, topology: Topology) -> dict[str, int]:
-    """The sizes of the mesh's axes."""
-    return sizes_of(config.mesh, topology.devices)
-
-
-def check_fits_mesh(config: StageConfig, topology: Topology) -> None:
-    """`UserError` where the mesh does not fit the topology's devices, or the batch the mesh."""
-    sizes = sizes_of(config.mesh, topology.devices)
-    check_devices(sizes, topology.devices)
-    check_slices(sizes, [topology.devices // topology.slices] * topology.slices)
-    mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
-    model = config.model
-    check_mesh(model.heads, config.batch // config.accumulation, mesh, model.experts)
-    check_length(config.row_length, mesh)
-
-
-def as_json(plan: Plan, tokens: float, price: float | None) -> dict[str, Any]:
-    """plan.json. tokens: of the whole run. price: of a chip for an hour, None where it was not
-    given."""
+def as_json(plan: Plan, whole: Whole | None) -> dict[str, Any]:
+    """plan.json. whole: the run, None where it is not known."""
     topology, model, cores = plan.topology, plan.config.model, plan.topology.chip.cores
-    seconds = tokens / plan.tokens_per_second
-    hours = seconds / 3600 * topology.chips
+    rate = plan.tokens_per_second
     return {
         "config": plan.name,
         "topology": topology.name,
@@ -205,7 +213,7 @@ def as_json(plan: Plan, tokens: float, price: float | None) -> dict[str, Any]:
         "active_parameters": model.parameters(active=True),
         "chips": topology.chips,
         "devices": topology.devices,
-        "mesh": named_mesh(plan.config, topology),
+        "mesh": vars(divided(plan.config, topology)),
         "accumulation": plan.config.accumulation,
         "remat": plan.config.execution.remat,
         "batch": plan.config.batch,
@@ -217,31 +225,31 @@ def as_json(plan: Plan, tokens: float, price: float | None) -> dict[str, Any]:
         "predicted_mfu": plan.mfu("attention"),
         "predicted_mfu_6n": plan.mfu("6N"),
         "predicted_mfu_causal": plan.mfu("causal"),
-        "tokens_per_second": plan.tokens_per_second,
-        "tokens_per_second_per_chip": plan.tokens_per_second / topology.chips,
-        "tokens": tokens,
-        "days": seconds / 86400,
-        "chip_hours": hours,
-        "price_per_chip_hour": price,
-        "cost": None if price is None else hours * price,
+        "tokens_per_second": rate,
+        "tokens_per_second_per_chip": rate and rate / topology.chips,
+        "tokens": whole and whole.tokens,
+        "days": whole and whole.seconds / 86400,
+        "chip_hours": whole and whole.chip_hours,
+        "price_per_chip_hour": whole and whole.price,
+        "cost": whole and whole.cost,
         "compile_seconds": plan.compile_seconds,
         "compiler_options": plan.options,
-        "phases": [part_json(part) for part in plan.parts],
+        "phases": [phase_json(phase) for phase in plan.phases],
     }
 
 
-def part_json(part: Part) -> dict[str, Any]:
+def phase_json(phase: PhasePlan) -> dict[str, Any]:
     """A phase of plan.json. Bytes are of one device."""
     return {
-        "name": part.name,
-        "times": part.times,
-        "seconds": part.seconds,
-        "memory_bytes": {name: round(size) for name, size in part.memory.items()},
-        "peak_bytes": round(part.peak),
-        "computing_seconds": part.computing,
-        "exposed_seconds": part.exposed,
-        "exchanged_seconds": part.exchanged,
-        "collectives": [exchange_json(one) for one in part.exchanges],
+        "name": phase.name,
+        "times": phase.times,
+        "seconds": phase.seconds,
+        "memory_bytes": {name: round(size) for name, size in phase.memory.items()},
+        "peak_bytes": round(phase.peak),
+        "computing_seconds": phase.computing,
+        "exposed_seconds": phase.exposed,
+        "exchanged_seconds": phase.exchanged,
+        "collectives": [exchange_json(one) for one in phase.exchanges],
     }
 
 

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from ...errors import UserError
 from ..config import StageConfig
-from .advice import needed
-from .candidates import ranked
+from .advice import remedy
+from .candidates import divided, ranked
 from .plan import Plan
 from .topologies import Topology
 
@@ -21,35 +21,36 @@ def search(
     say: Callable[[str], None],
     fixed: frozenset[str] = frozenset(),
     count: int = COMPILED,
-) -> list[Plan]:
-    """Plans of the best candidates, the fastest that fits first.
+) -> Plan:
+    """The fastest plan that fits, of the best candidates.
 
     plan: makes one of settings. fixed: what is not to be changed. Raises `UserError` with what
     would be needed where nothing fits.
     """
-    found = ranked(config, topology, fixed)
-    if not found:
-        raise UserError("; ".join(needed(config, topology)))
+    best = ranked(config, topology, fixed)
+    if not best:
+        kept = f"with this {' and '.join(sorted(fixed))} nothing fits; " if fixed else ""
+        raise UserError(kept + "; ".join(remedy(config, topology)))
     plans: list[Plan] = []
-    for guess, one in spread(found, count):
+    for guess, one in spread(best, count):
         try:
             made = plan(one)
         except UserError as error:  # what the arithmetic does not know of
-            say(f"{described(one)}: {error}")
+            say(f"{described(one, topology)}: {error}")
             continue
-        fit = "fits" if made.fits else "does not fit"
-        say(f"{described(one)}: {fit}, {made.seconds:.2f} s (arithmetic: {guess.seconds:.2f} s)")
+        found = f"fits, {made.seconds:.2f} s" if made.fits else "does not fit"
+        say(f"{described(one, topology)}: {found} (arithmetic: {guess.seconds:.2f} s)")
         plans.append(made)
-    fitting = sorted((one for one in plans if one.fits), key=lambda one: one.seconds)
+    fitting = [one for one in plans if one.fits]
     if not plans:
         raise UserError("none of the best candidates can be compiled; see the lines above")
     if not fitting:
-        best = min(plans, key=lambda one: one.peak)
+        least = min(plans, key=lambda one: one.peak)
         raise UserError(
             f"none of the {len(plans)} best candidates fits {topology.name} by the compiler; the "
-            f"least needs {best.peak / 2**30:.1f} GiB: ask for more of them (--candidates)"
+            f"least needs {least.peak / 2**30:.1f} GiB: ask for more of them (--candidates)"
         )
-    return fitting
+    return min(fitting, key=lambda one: one.seconds)
 
 
 def spread(found: list, count: int) -> list:
@@ -65,8 +66,7 @@ def spread(found: list, count: int) -> list:
     return out
 
 
-def described(config: StageConfig) -> str:
+def described(config: StageConfig, topology: Topology) -> str:
     """A candidate in a few words."""
-    axes = [f"{axis} {n}" for axis, n in vars(config.mesh).items() if n != 1]
-    mesh = " x ".join(axes) or "one device"
-    return f"{mesh}, remat {config.execution.remat}, accumulation {config.accumulation}"
+    mesh, remat = divided(config, topology), config.execution.remat
+    return f"{mesh}, remat {remat}, accumulation {config.accumulation}"

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from ..chips import Chip
 from ..collectives import KINDS, Collective, axes_along, bytes_of, group_of
 from ..program import Instruction, Program, branches_of, called, trips_of
-from .kernels import Kernels, of_experts
+from .kernels import KernelCosts, of_experts
 from .links import Torus, seconds_of
 from .purposes import op_name_of, purpose_of
 
@@ -26,7 +26,7 @@ FREE = {
     "replica-id", "iota", "opt-barrier", "copy-start", "copy-done", "domain", "add-dependency",
     "slice-start", "slice-done",
 }  # fmt: skip
-UNKNOWN_CYCLES = 1 << 62  # what the compiler writes where it does not know
+UNKNOWN_CYCLES = 1 << 62  # it writes more where it does not know
 PRODUCTS = ("convolution", "dot")
 FUSED = "async-collective"  # an exchange that goes on piece by piece within other fusions
 
@@ -90,7 +90,7 @@ class Clock:
     program: Program
     mesh: Mesh
     chip: Chip
-    kernels: Kernels = Kernels()
+    kernels: KernelCosts = KernelCosts()
     longest: int | None = None
     """How often a loop runs at most whose end the program itself finds: one that samples."""
 
