@@ -27,7 +27,8 @@ test: $(STAMP)
 	@$(TESTS) -m "not slow" tests
 
 test-all: $(COMPARE)
-	@XLA_FLAGS='--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true' $(TESTS) tests
+	@$(TESTS) -m "not slow" tests
+	@XLA_FLAGS='--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true' $(TESTS) -m slow tests
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

@@ -14,7 +14,7 @@ CACHE = os.environ["ALUDEL_TESTS_CACHE"]
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Most of a test's time is compilation, so what it compiles is left unoptimised (half the time) and
 # made by XLA's older emitters (a third of what is left; what LLVM is given is shorter). The
-# caller's own flags come last and win: `make test-all` tests the optimised programs that users run.
+# caller's own flags come last and win: the slow tests of `make test-all` compile as users do.
 FLAGS = (
     "--xla_force_host_platform_device_count=8",
     "--xla_backend_optimization_level=0",
