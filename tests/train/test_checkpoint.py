@@ -163,6 +163,7 @@ def test_checksum_sees_every_change_and_no_sharding(dtype):
     assert len(sums) == 3 + len(changed)
 
 
+@pytest.mark.slow
 def test_full_disk_is_an_error_and_harms_nothing(tmp_path):
     text, out = runs.write_text(tmp_path), tmp_path / "run"
     words = runs.command(text, out, "--eval-every", "0")

@@ -146,6 +146,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_predict_prints_the_recipe_of_a_folder(folder, tmp_path, capsys):
     out = tmp_path / "fit"
     flags = ["--resamples", "10", "--out", str(out)]

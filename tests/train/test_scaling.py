@@ -232,6 +232,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
         assert all(0.90 <= share <= 0.99 for share in shares), (name, shares)
 
 
+@pytest.mark.slow
 def test_a_fit_is_a_folder_that_predicts(tmp_path, capsys):
     points = isoflop_runs(0.003, 3)
     path = write(tmp_path / "runs.csv", points)
