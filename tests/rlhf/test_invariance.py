@@ -92,12 +92,14 @@ CASES = {
     "grpo": group_case(grpo_loss()),
     "rloo": group_case(rloo_loss()),
 }
+HYBRID = "2 slices: data2 fsdp4"  # which lie alternately among the devices
 PIECES = "data2 fsdp2 context2"
 SPLITS = {
     "data8": (MeshConfig(data=8), 1),
     "data4 tensor2": (MeshConfig(data=4, tensor=2), 2),
     PIECES: (MeshConfig(data=2, fsdp=2, context=2), 2),
     "data2 expert4": (MeshConfig(data=2, expert=4), 2),
+    HYBRID: (MeshConfig(data=2, fsdp=4), 2),
     "fsdp2 expert2 tensor2": (MeshConfig(data=1, fsdp=2, expert=2, tensor=2), 1),
 }
 QUICK = "data4 tensor2"
@@ -105,14 +107,14 @@ TRIED = [
     pytest.param(name, split, marks=() if split == QUICK else pytest.mark.slow)
     for name in CASES
     for split in SPLITS
-    if split != PIECES and ("experts" in name) == ("expert" in split)
+    if split not in (PIECES, HYBRID) and ("experts" in name) == ("expert" in split)
 ]
 # What pieces of rows could change lies before a loss: two losses show it.
-TRIED += [("ppo", PIECES), ("ranking", PIECES)]
+TRIED += [("ppo", PIECES), ("ranking", PIECES), ("ppo", HYBRID)]
 
 
 @functools.cache
-def computed(name, mesh_config, accumulation):
+def computed(name, mesh_config, accumulation, slices=1):
     """(loss, gradients) of a case."""
     loss, batch = CASES[name](np.random.default_rng(7))
     several = name.startswith("ppo")
@@ -122,7 +124,8 @@ def computed(name, mesh_config, accumulation):
         else {"": NETWORKS["critic" if name.startswith("ranking") else "policy"]}
     )
     devices = jax.devices()[:1] if mesh_config is None else jax.devices()[:8]
-    mesh = make_mesh(mesh_config or MeshConfig(data=1), devices)
+    mesh_config = mesh_config or MeshConfig(data=1)
+    mesh = make_mesh(mesh_config, devices, slice_of=lambda device: device.id % slices)
     attention = "context" if mesh.shape["context"] > 1 else EXECUTION.attention
     execution = dataclasses.replace(EXECUTION, attention=attention)
     params, places, apply = {}, {}, {}
@@ -141,7 +144,7 @@ def computed(name, mesh_config, accumulation):
 def test_loss_and_gradients_do_not_depend_on_the_split(name, split):
     mesh, accumulation = SPLITS[split]
     value, grads = computed(name, None, 1)
-    other, other_grads = computed(name, mesh, accumulation)
+    other, other_grads = computed(name, mesh, accumulation, 2 if split == HYBRID else 1)
     assert other == pytest.approx(value, rel=LOSS_ROUNDING, abs=LOSS_ROUNDING)
     size = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(grads))
     for one, two in zip(jax.tree.leaves(grads), jax.tree.leaves(other_grads), strict=True):

@@ -107,7 +107,9 @@ def _mesh(name: str):
     if name == "1":
         return make_mesh(MeshConfig(data=1), jax.devices()[:1])
     sizes = {part[:-1]: int(part[-1]) for part in name.split()}
-    return make_mesh(MeshConfig(**{"data": 1, **sizes}))
+    slices = sizes.pop("slices", 1)  # which lie alternately among the devices
+    mesh = MeshConfig(**{"data": 1, **sizes})
+    return make_mesh(mesh, slice_of=lambda device: device.id % slices)
 
 
 def _config(loss_name: str, model: dict | None = None) -> DecoderConfig:
@@ -221,6 +223,12 @@ WITH_DROPOUT = [
 ]
 
 
+# Over two slices of four devices, between which only `data` goes.
+WITH_SLICES = [
+    {"mesh": "slices2 data2 fsdp4", "accumulation": 2, "packed": True},
+    {"mesh": "slices2 data4 tensor2", "scan": True, "remat": "full"},
+]
+
 # Of a mixture of experts, each mesh that divides them, with other axes beside it.
 WITH_EXPERTS = [
     {"mesh": "data2 expert4", "accumulation": 2, "packed": True},
@@ -229,6 +237,7 @@ MORE_WITH_EXPERTS = [
     {"mesh": "data2 fsdp2 expert2", "scan": True, "remat": "dots"},
     {"mesh": "fsdp2 expert2 tensor2", "accumulation": 4, "remat": "full"},
     {"mesh": "data4 tensor2", "packed": True, "scan": True},
+    {"mesh": "slices2 data2 expert2 tensor2", "packed": True, "accumulation": 2},
     {"mesh": "expert4 tensor2", "scan": True},
     {"mesh": "data4 expert2", "accumulation": 4, "scan": True, "remat": "full"},
     {"mesh": "fsdp8", "packed": True, "remat": "dots"},
@@ -250,6 +259,11 @@ def test_each_axis(changes):
 @pytest.mark.parametrize("changes", WITH_DROPOUT, ids=_name)
 def test_dropout(changes):
     _check("dropout", changes)
+
+
+@pytest.mark.parametrize("changes", WITH_SLICES, ids=_name)
+def test_slices(changes):
+    _check("two terms", changes)
 
 
 @functools.cache
