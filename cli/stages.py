@@ -11,9 +11,8 @@ def phases_of(config, mesh, judge):
 
     judge: of PPO the reward model's decoder; None: a function scores.
     """
-    from ..train.ahead import lower_step
     from ..train.config import PpoConfig, RewardConfig
-    from ..train.planning import Phase
+    from ..train.planning import Phase, the_step
 
     if isinstance(config, PpoConfig):
         from ..rlhf.ahead import lower_ppo
@@ -27,7 +26,7 @@ def phases_of(config, mesh, judge):
         from ..rlhf.ahead import lower_reward
 
         return [Phase("step", lower_reward(config, mesh))]
-    return [Phase("step", lower_step(config, mesh))]
+    return the_step(config, mesh)
 
 
 def times_of(name: str, config, phases) -> float:

@@ -1,11 +1,13 @@
 """Small runs for the tests of the running part."""
 
+import functools
 import json
 import os
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -161,3 +163,15 @@ def finished(words: list[str], count: int, folder: Path) -> Job:
     job = Job([words] * count, folder)
     assert job.statuses() == [0] * count, [job.said(number) for number in range(count)]
     return job
+
+
+def made_once(folder: Path, words: Callable[..., list[str]]) -> Callable[..., tuple[Path, Job]]:
+    """What makes the run of so many processes with these flags, and its job, where it is first
+    asked for. words: the command that makes such a run in a folder, of that and of the flags."""
+
+    @functools.cache
+    def made(count: int, *flags: str) -> tuple[Path, Job]:
+        out = folder / " ".join((str(count), *flags))
+        return out, finished(words(out, *flags), count, folder / f"job of {out.name}")
+
+    return made

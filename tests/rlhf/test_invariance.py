@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -92,17 +93,25 @@ CASES = {
     "grpo": group_case(grpo_loss()),
     "rloo": group_case(rloo_loss()),
 }
-HYBRID = "2 slices: data2 fsdp4"  # which lie alternately among the devices
-PIECES = "data2 fsdp2 context2"
+
+
+class Split(NamedTuple):
+    """How a batch is divided; slices lie alternately among the devices."""
+
+    mesh: MeshConfig
+    accumulation: int = 1
+    slices: int = 1
+
+
+QUICK, PIECES, HYBRID = "data4 tensor2", "data2 fsdp2 context2", "slices2 data2 fsdp4"
 SPLITS = {
-    "data8": (MeshConfig(data=8), 1),
-    "data4 tensor2": (MeshConfig(data=4, tensor=2), 2),
-    PIECES: (MeshConfig(data=2, fsdp=2, context=2), 2),
-    "data2 expert4": (MeshConfig(data=2, expert=4), 2),
-    HYBRID: (MeshConfig(data=2, fsdp=4), 2),
-    "fsdp2 expert2 tensor2": (MeshConfig(data=1, fsdp=2, expert=2, tensor=2), 1),
+    "data8": Split(MeshConfig(data=8)),
+    QUICK: Split(MeshConfig(data=4, tensor=2), accumulation=2),
+    PIECES: Split(MeshConfig(data=2, fsdp=2, context=2), accumulation=2),
+    "data2 expert4": Split(MeshConfig(data=2, expert=4), accumulation=2),
+    HYBRID: Split(MeshConfig(data=2, fsdp=4), accumulation=2, slices=2),
+    "fsdp2 expert2 tensor2": Split(MeshConfig(data=1, fsdp=2, expert=2, tensor=2)),
 }
-QUICK = "data4 tensor2"
 TRIED = [
     pytest.param(name, split, marks=() if split == QUICK else pytest.mark.slow)
     for name in CASES
@@ -114,8 +123,8 @@ TRIED += [("ppo", PIECES), ("ranking", PIECES), ("ppo", HYBRID)]
 
 
 @functools.cache
-def computed(name, mesh_config, accumulation, slices=1):
-    """(loss, gradients) of a case."""
+def computed(name, split=None):
+    """(loss, gradients) of a case; of no split on one device."""
     loss, batch = CASES[name](np.random.default_rng(7))
     several = name.startswith("ppo")
     configs = (
@@ -123,9 +132,9 @@ def computed(name, mesh_config, accumulation, slices=1):
         if several
         else {"": NETWORKS["critic" if name.startswith("ranking") else "policy"]}
     )
-    devices = jax.devices()[:1] if mesh_config is None else jax.devices()[:8]
-    mesh_config = mesh_config or MeshConfig(data=1)
-    mesh = make_mesh(mesh_config, devices, slice_of=lambda device: device.id % slices)
+    sizes, accumulation, slices = SPLITS[split] if split else Split(MeshConfig(data=1))
+    devices = jax.devices()[: 8 if split else 1]
+    mesh = make_mesh(sizes, devices, slice_of=lambda device: device.id % slices)
     attention = "context" if mesh.shape["context"] > 1 else EXECUTION.attention
     execution = dataclasses.replace(EXECUTION, attention=attention)
     params, places, apply = {}, {}, {}
@@ -142,9 +151,8 @@ def computed(name, mesh_config, accumulation, slices=1):
 
 @pytest.mark.parametrize("name, split", TRIED)
 def test_loss_and_gradients_do_not_depend_on_the_split(name, split):
-    mesh, accumulation = SPLITS[split]
-    value, grads = computed(name, None, 1)
-    other, other_grads = computed(name, mesh, accumulation, 2 if split == HYBRID else 1)
+    value, grads = computed(name)
+    other, other_grads = computed(name, split)
     assert other == pytest.approx(value, rel=LOSS_ROUNDING, abs=LOSS_ROUNDING)
     size = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(grads))
     for one, two in zip(jax.tree.leaves(grads), jax.tree.leaves(other_grads), strict=True):

@@ -1,6 +1,5 @@
 """PPO in several processes on one machine: the run is that of one process."""
 
-import functools
 import json
 import shutil
 import signal
@@ -37,22 +36,10 @@ def material(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tuned, material, tmp_path_factory) -> Callable[..., Path]:
-    """The run of so many processes with these flags, made when first asked for. The reward
-    is asked once for each answer: by process 0 alone."""
+def undisturbed(tuned, material, tmp_path_factory) -> Callable[..., tuple[Path, runs.Job]]:
+    """(the run, its job) of so many processes with these flags, made when first asked for."""
     folder = tmp_path_factory.mktemp("undisturbed")
-
-    @functools.cache
-    def made(count: int, *flags: str) -> Path:
-        out = folder / " ".join((str(count), *flags))
-        (material / "calls").unlink(missing_ok=True)
-        words = command(tuned, material, out, *flags)
-        job = runs.finished(words, count, folder / f"job of {out.name}")
-        callers = set((material / "calls").read_text().split())
-        assert callers == {str(job.processes[0].pid)}
-        return out
-
-    return made
+    return runs.made_once(folder, lambda out, *flags: command(tuned, material, out, *flags))
 
 
 def command(tuned, folder: Path, out: Path, *flags: str) -> list[str]:
@@ -74,9 +61,13 @@ def lines_of(out: Path) -> list[dict]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count, flags", [(2, ()), (4, ()), (2, ("--minibatches", "2"))])
-def test_several_processes_are_one_run(undisturbed, count, flags):
-    lines, expected = (lines_of(undisturbed(number, *flags)) for number in (count, 1))
-    runs.check_near(lines, expected, rel=1e-4, least=1e-5)
+def test_several_processes_are_one_run(undisturbed, material, count, flags):
+    out, job = undisturbed(count, *flags)
+    alone, _ = undisturbed(1, *flags)
+    runs.check_near(lines_of(out), lines_of(alone), rel=1e-4, least=1e-5)
+    callers = set((material / "calls").read_text().split())
+    asked = [str(process.pid) in callers for process in job.processes]
+    assert asked == [True] + [False] * (count - 1)  # the reward is asked once for each answer
 
 
 @pytest.mark.slow
@@ -99,9 +90,9 @@ def test_stopped_and_killed_it_goes_on_exactly(tuned, material, undisturbed, tmp
     shutil.copytree(out, again)
 
     runs.finished(words, 2, tmp_path / "job-3")
-    assert lines_of(out) == lines_of(undisturbed(2))
+    assert lines_of(out) == lines_of(undisturbed(2)[0])
     runs.finished(command(tuned, material, again), 4, tmp_path / "job-4")
-    runs.check_near(lines_of(again), lines_of(undisturbed(1)), rel=1e-4, least=1e-5)
+    runs.check_near(lines_of(again), lines_of(undisturbed(1)[0]), rel=1e-4, least=1e-5)
 
 
 @pytest.mark.slow

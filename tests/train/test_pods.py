@@ -1,6 +1,5 @@
 """Pretraining in several processes on one machine: the run is that of one process."""
 
-import functools
 import shutil
 import signal
 import time
@@ -31,14 +30,7 @@ def text(tmp_path_factory) -> Path:
 def undisturbed(tmp_path_factory, text) -> Callable[..., tuple[Path, runs.Job]]:
     """(the run, its job) of so many processes with these flags, made when first asked for."""
     folder = tmp_path_factory.mktemp("undisturbed")
-
-    @functools.cache
-    def made(count: int, *flags: str) -> tuple[Path, runs.Job]:
-        out = folder / " ".join((str(count), *flags))
-        words = runs.command(text, out, *SAVING, *flags)
-        return out, runs.finished(words, count, folder / f"job of {out.name}")
-
-    return made
+    return runs.made_once(folder, lambda out, *flags: runs.command(text, out, *SAVING, *flags))
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +55,11 @@ def test_two_processes_are_one_run(undisturbed, alone):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "axes", [{}, {"fsdp": 4}, {"data": 2, "tensor": 2}], ids=lambda axes: str(axes or "data")
+    "flags", ["", "--mesh.data 1 --mesh.fsdp 4", "--mesh.data 2 --mesh.tensor 2"]
 )
-def test_four_processes_and_their_meshes(undisturbed, alone, axes):
+def test_four_processes_and_their_meshes(undisturbed, alone, flags):
     """Over data and fsdp each has rows of its own; over tensor two processes share theirs."""
-    sizes = {"data": 1, "fsdp": 1, "tensor": 1} | axes if axes else {}
-    flags = [word for axis, size in sizes.items() for word in (f"--mesh.{axis}", str(size))]
-    out, _ = undisturbed(4, *flags)
+    out, _ = undisturbed(4, *flags.split())
     runs.check_near(runs.metrics(out), runs.metrics(alone), FIGURES)
 
 

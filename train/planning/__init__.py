@@ -11,7 +11,7 @@ from .advice import advice, flags_of
 from .candidates import check_fits_mesh, fastest
 from .compiling import Phase
 from .page import page
-from .plan import Plan, as_json, plan_by_arithmetic, plan_by_compiler
+from .plan import Plan, as_json, plan_by_arithmetic, plan_by_compiler, the_step
 from .search import COMPILED, search
 from .tables import lines_of
 from .topologies import Topology, parse_topology
@@ -32,4 +32,5 @@ __all__ = [
     "plan_by_arithmetic",
     "plan_by_compiler",
     "search",
+    "the_step",
 ]

@@ -68,11 +68,6 @@ class Time:
         return sum(self.computing.values())
 
     @property
-    def exchanged(self) -> float:
-        """Seconds of exchanges, whether or not something else is done meanwhile."""
-        return sum(one.collective.times * one.seconds for one in self.exchanges)
-
-    @property
     def exposed(self) -> float:
         """Seconds of exchanges in which nothing else is done."""
         return sum(one.collective.times * one.exposed for one in self.exchanges)
